@@ -1,0 +1,39 @@
+"""``check FILE``: every invariant of the format that the file breaks."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from pmshelve.cli.detect import open_file
+from pmshelve.errors import CorruptionError
+
+__all__ = ["add"]
+
+
+def add(commands: Any) -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser("check", help="look for damage; nothing is changed")
+    parser.add_argument("file", metavar="FILE")
+    parser.add_argument("--json", action="store_true", help="print one JSON array of problems")
+    parser.set_defaults(command=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    problems = _problems(arguments.file)
+    if arguments.json:
+        print(json.dumps(problems))
+    elif problems:
+        print("\n".join(problems))
+    else:
+        print("sound")
+    return 1 if problems else 0
+
+
+def _problems(path: str) -> list[str]:
+    try:
+        with open_file(path) as store:
+            return [str(problem) for problem in store.check()]
+    except CorruptionError as problem:  # so damaged that it does not open
+        return [str(problem)]

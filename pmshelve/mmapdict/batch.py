@@ -1,0 +1,125 @@
+"""Many changes, one lock, one commit: all of them or none, at any instant.
+
+Entries are staged behind the terminator, where nobody looks; what the batch changed is kept beside
+the index until the batch is published.  Only the thread that began the batch sees it before.
+"""
+
+from __future__ import annotations
+
+import threading
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from ..errors import StateError
+from . import frame
+from .frame import DEAD, encode_entry, encode_key, lay_out
+from .picklers.base import Foreign
+
+if TYPE_CHECKING:
+    from .mapping import mmapdict
+
+__all__ = ["Batch"]
+
+_MISSING: Any = object()
+
+
+class Batch:
+    """The context manager that `mmapdict.batch()` returns; entering gives the store itself."""
+
+    __slots__ = ("_depth", "_doomed", "_stage", "_store", "changes", "live_change", "olds", "owner")
+
+    def __init__(self, store: mmapdict) -> None:
+        self._store = store
+        self._depth = 0
+        self._doomed = False
+        self.owner = 0
+        self.changes: dict[str, int | None] = {}
+        self.olds: list[tuple[int, bool, int]] = []
+        self.live_change = 0
+
+    def __enter__(self) -> mmapdict:
+        store = self._store
+        if self._depth == 0:
+            store._begin_write()
+            try:
+                self._stage = store._log.begin_batch()
+            except BaseException:
+                store._end_write()
+                raise
+            self.owner = threading.get_ident()
+            store._batch = self
+        self._depth += 1
+        return store
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._depth -= 1
+        self._doomed = self._doomed or kind is not None
+        if self._depth:
+            return
+        store = self._store
+        log = store._log
+        try:
+            if self._doomed or not self.changes:
+                log.abort_batch()
+            else:
+                log.publish_batch(self.olds, self.live_change)
+                store._merge(self)
+        finally:
+            store._batch = None
+            store._end_write()
+        if self._doomed and kind is None:
+            raise StateError(
+                "a batch nested in this one failed, so nothing of it was written", log.name
+            )
+
+    def _retire(self, key: str) -> bool:
+        """Note that the newest entry of `key` is to be retired; whether there was a live one."""
+        store = self._store
+        known = self.changes.get(key, _MISSING)
+        entry = store._index.lookup(store._log, key) if known is _MISSING else known
+        if entry is None:
+            return False
+        old = store._index.old(store._log, entry)
+        if known is _MISSING and store._log.byte(old[0]) == DEAD:
+            return False
+        self.olds.append(old)
+        return True
+
+    def set(self, key: str, encoded: Any) -> None:
+        """Stage a value."""
+        stored, prefix = encode_key(key)
+        stage = self._stage
+        if isinstance(encoded, Foreign):
+            raise StateError(
+                "a pickler of your own writes to the file by itself, which a batch cannot do",
+                self._store._log.name,
+                key,
+                hint="set this key outside of the batch",
+            )
+        body, reduces = encoded
+        live = self._retire(key)
+        offset = stage.position
+        if isinstance(body, bytes):
+            stage.add(encode_entry(stored, prefix + body, reduces, offset))
+        else:
+            stage.add_layout(lay_out(stored, [prefix, *body], reduces, offset))
+        if not live:
+            self.live_change += 1
+        self.changes[key] = offset
+
+    def delete(self, key: str) -> None:
+        """Stage a tombstone; KeyError where there is nothing to delete."""
+        if not self._retire(key):
+            raise KeyError(key)
+        stored, prefix = encode_key(key)
+        stage = self._stage
+        tombstone = frame.encode_dead(stored, prefix + b"N", stage.position)
+        stage.dead_size += len(tombstone)
+        stage.add(tombstone)
+        self.live_change -= 1
+        self.changes[key] = None

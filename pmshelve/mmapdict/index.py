@@ -1,0 +1,516 @@
+"""Key -> entry: the checkpoints in the file, and what came after them.
+
+`entries` maps a key to where its newest entry is: a tuple once it was used (`Place`), the entry's
+offset before that, None for a key known to be gone.  A *complete* index knows all keys; a partial
+one knows those changed since the last checkpoint and those used, and asks the checkpoints for the
+rest.
+
+The newest entry of a key decides (invariant L4).  REPLACED on the newest one means that its
+successor was lost in a power cut: it counts as live, and the next writer turns it on again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+from ..errors import CorruptionError
+from ..storage import file as disk
+from ..storage.binary import U64
+from . import frame
+from .checkpoint import Checkpoint, hash_key, open_chain
+from .checkpoint_writer import merge, plan_merge
+from .frame import DEAD, HEAD_SIZE, LIVE, REPLACED, TERMINATOR, TERMINATOR_SIZE, TRAILER_SIZE
+from .logfile import BOOT_UNKNOWN, CLEAN, UNSOUND, Log
+from .picklers.base import Blob
+from .scan import Entry, Irregular, Scan, find_entry, read_entry
+
+__all__ = ["CHECKPOINT_CLOSE_MIN", "CHECKPOINT_COUNT", "Index", "NeedsLock"]
+
+logger = logging.getLogger("pmshelve.mmapdict")
+
+CHECKPOINT_COUNT = 1 << 17
+"""Entries behind the last checkpoint at which a put writes one: what a crash costs to scan."""
+CHECKPOINT_CLOSE_MIN = 512
+"""Entries behind the last checkpoint at which closing writes one: what opening costs to scan."""
+MERGE_MAX = 1 << 19
+"""Slots that a merge from within a put may rewrite."""
+
+Place = tuple[int, int, int, Any, int, bool]
+"""Offset of the flag; start and end of the value, and its decoder; offset of the entry; reduces."""
+Old = tuple[int, bool, int]
+"""Offset of the flag, reduces, size: what retiring an entry needs."""
+
+_MISSING: Any = object()
+
+
+class NeedsLock(Exception):
+    """What changed cannot be understood without keeping writers out."""
+
+
+class Index:
+    """Where the entries of a log are.
+
+    Attributes
+    ----------
+    entries
+        Key to `Place`, offset, or None.
+    complete
+        Whether `entries` holds every live key.
+    fresh
+        Entries behind the last checkpoint.
+    unswept
+        Whether others may have deleted what `entries` holds.
+    """
+
+    def __init__(self) -> None:
+        self.entries: dict[str, Place | int | None] = {}
+        self.complete = True
+        self.fresh = 0
+        self.limit = CHECKPOINT_COUNT
+        self._chain: list[Checkpoint] = []
+        self._doubles: list[int] = []
+        self.unswept = False
+
+    # Reading the whole file -------------------------------------------------------------------
+
+    def load(self, log: Log, *, locked: bool) -> None:
+        """Build the index anew, repairing the file if the lock is held exclusively (`locked`).
+
+        Raises
+        ------
+        CorruptionError
+            The file is damaged, not just torn; nothing was changed.
+        """
+        log.state = log.sound = UNSOUND  # whoever reads without the lock meanwhile waits for it
+        size = log.size
+        log.remap()
+        state = bytes(log.map[frame.STATE_START : frame.STATE_STOP])
+        block = log.superblock = frame.decode_state(state)
+        boot = disk.boot_id() if any(disk.boot_id()) else BOOT_UNKNOWN
+        suspect = block is not None and block.boot != CLEAN and (
+            block.boot != boot or boot == BOOT_UNKNOWN
+        )
+        chain = [] if suspect else self._open_chain(log, size)
+        start = chain[0].end if chain else frame.HEADER_SIZE
+        loader = _Loader(log, start, size, suspect=suspect)
+        loader.run()
+        self._chain = chain
+        self.complete = not chain
+        self.fresh = loader.count
+        self._doubles = []
+        if self.complete:
+            entries: dict[str, Place | int | None] = {
+                key: offset for key, offset in loader.entries.items() if offset is not None
+            }
+        else:
+            entries = dict(loader.entries)
+        self.entries.clear()
+        self.entries.update(entries)
+        log.tail = loader.tail
+        log.adopt(state)
+        self.unswept = False
+        if chain and (block is None or not block.settled):
+            self._doubles = [
+                offset
+                for key in loader.entries
+                if (offset := self._in_chain(log, key)) is not None
+            ]
+        if locked:
+            self._repair(log, loader, size, boot, suspect=suspect)
+
+    def _open_chain(self, log: Log, size: int) -> list[Checkpoint]:
+        pointer = log.field(frame.INDEX_OFFSET)
+        if pointer is None or max(pointer[0] + pointer[1], pointer[2]) > size:
+            return []
+        try:
+            return open_chain(log.map, pointer[0], pointer[1])
+        except CorruptionError as error:
+            logger.warning("%s: index checkpoint ignored: %s", log.name, error)
+            return []
+
+    def _repair(self, log: Log, loader: _Loader, size: int, boot: bytes, *, suspect: bool) -> None:
+        """Bring the file to a settled state that holds every invariant."""
+        block = log.superblock
+        if loader.torn:
+            logger.warning(
+                "%s: torn tail of %d bytes cut off at %d", log.name, size - log.tail, log.tail
+            )
+            if size > log.tail:
+                disk.truncate(log.fd, log.tail)
+            disk.write_at(log.fd, TERMINATOR, log.tail)
+            log.remap()
+        elif size != log.tail + TERMINATOR_SIZE:
+            disk.truncate(log.fd, log.tail + TERMINATOR_SIZE)
+            log.remap()
+        changed = self._line_up(log, loader.doubles + self._doubles, loader.lost)
+        self._doubles = []
+        if suspect or boot == BOOT_UNKNOWN:
+            log.datasync()
+            log.set_synced_end()
+            log.set_boot(boot)
+        unsettled = block is None or not block.settled
+        if block is not None and block.marks & frame.MARK_EXCLUSIVE:
+            log.set_byte(frame.MARKS_OFFSET, block.marks & ~frame.MARK_EXCLUSIVE)
+        if self.complete and (unsettled or suspect):
+            log.live_count = len(self.entries)
+            log.dead_size = loader.dead_size
+        if loader.torn or changed or (block is not None and (unsettled or suspect)):
+            log.begin()
+            log.settle()
+        if log.superblock is None or log.superblock.boot != CLEAN:
+            log.sound = log.state  # also for a file without a superblock: we hold the lock
+
+    def _line_up(self, log: Log, doubles: list[int], lost: dict[str, int]) -> bool:
+        """Retire older live entries and revive those whose successor is gone."""
+        changed = False
+        for offset in doubles:
+            flag, reduces, size = self.extent(log, offset)
+            if log.byte(flag) == LIVE:
+                log.retire((flag, reduces, size), REPLACED)
+                changed = True
+        for offset in lost.values():
+            flag, reduces, _size = self.extent(log, offset)
+            log.revive(flag, reduces)
+            changed = True
+        return changed
+
+    # Following other writers ------------------------------------------------------------------
+
+    def refresh(self, log: Log, *, locked: bool, exclusive: bool = False) -> None:
+        """Take in what others changed since `log.state`.
+
+        Parameters
+        ----------
+        locked
+            Some lock is held, so that no change is under way.
+        exclusive
+            The lock is held exclusively: a change cut short is completed.
+
+        Raises
+        ------
+        NeedsLock
+            Not without a lock; nothing was changed.
+        """
+        state = bytes(log.map[frame.STATE_START : frame.STATE_STOP])
+        block = frame.decode_state(state)
+        known = log.superblock
+        if (
+            block is None
+            or known is None
+            or log.state == UNSOUND
+            or block.identity != known.identity
+            or block.generation != known.generation
+            or block.marks
+            or (block.commit < log.commit and block.commit > 1)
+        ):
+            if not locked:
+                raise NeedsLock
+            self.load(log, locked=exclusive)
+            return
+        try:
+            entries = self._new_entries(log, own_only=not locked)
+        except Irregular:
+            if not locked:
+                raise NeedsLock from None
+            self.load(log, locked=exclusive)
+            return
+        if entries:
+            self._take_in(log, entries)
+        if exclusive and not block.settled:
+            # The writer died, or was mmappickle: what it left undone is done here.
+            log.adopt(state)
+            if log.size != log.tail + TERMINATOR_SIZE:
+                disk.truncate(log.fd, log.tail + TERMINATOR_SIZE)
+            self._line_up(log, self._doubles, {})
+            self._doubles = []
+            self.unswept = True
+            log.begin()
+            log.settle()
+            return
+        if block.settled:
+            self._doubles = []
+        self.unswept = True
+        log.adopt(state)
+
+    def _new_entries(self, log: Log, *, own_only: bool) -> list[Entry]:
+        """Return what stands where the terminator stood."""
+        tail = log.tail
+        if log.pread(tail, tail + TERMINATOR_SIZE) == TERMINATOR:
+            return []
+        scan = Scan(log.pread, tail, log.size, verify=True, own_only=own_only)
+        entries = list(scan)
+        log.tail = scan.tail
+        return entries
+
+    def _take_in(self, log: Log, new: list[Entry]) -> None:
+        entries = self.entries
+        for entry in new:
+            self.fresh += 1
+            key = entry.key
+            if key is None:
+                if entry.stored == frame.INDEX_KEY and not self.complete:
+                    self._chain = self._open_chain(log, log.size) or self._chain
+                continue
+            old = entries.pop(key, _MISSING)
+            if old is _MISSING and not self.complete:
+                old = self._in_chain(log, key)
+            if old is not _MISSING and old is not None:
+                self._doubles.append(old if isinstance(old, int) else old[4])
+            if entry.flag != DEAD:
+                entries[key] = entry.offset
+            elif not self.complete:
+                entries[key] = None
+
+    # Looking up -------------------------------------------------------------------------------
+
+    def lookup(self, log: Log, key: str) -> Place | int | None:
+        """Return where the newest entry of `key` is, asking the checkpoints if need be."""
+        entry = self.entries.get(key, _MISSING)
+        if entry is _MISSING:
+            if self.complete:
+                return None
+            offset = self._in_chain(log, key)
+            if offset is None:
+                return None
+            flag, _reduces, _size = self.extent(log, offset)
+            return offset if log.byte(flag) != DEAD else None
+        return entry  # type: ignore[no-any-return]
+
+    def _in_chain(self, log: Log, key: str) -> int | None:
+        """Return the offset of the newest entry of `key` that a checkpoint knows, live or dead."""
+        chain = self._chain
+        if not chain:
+            return None
+        stored = key.encode("utf-8", "surrogatepass")
+        hashed = hash_key(stored)
+        head = b"\x8c" + bytes((len(stored),)) + stored if len(stored) <= 255 else b""
+        m = log.map
+        try:
+            for table in chain:
+                if table.view is not m:
+                    table.view = m
+                offset = table.first(hashed)
+                if not offset:
+                    continue
+                if m[offset + 9 : offset + 9 + len(head)] == head and head:
+                    return offset
+                for offset in table.find(hashed):
+                    if read_entry(log.read, offset, log.tail).key == key:
+                        return offset
+        except (CorruptionError, Irregular, IndexError) as error:
+            raise CorruptionError(
+                f"the index checkpoint is broken ({error})", log.name, hint="run fsck()"
+            ) from error
+        return None
+
+    def is_absent(self, log: Log, key: str) -> bool:
+        """Whether no checkpoint knows the key, nor does `entries` (as the caller saw)."""
+        return self._in_chain(log, key) is None
+
+    def memo(self, log: Log) -> int:
+        """Return the first memo index that is free for opcodes of mmappickle's kind."""
+        memo = 1
+        for entry in Scan(log.read, frame.HEADER_SIZE, log.tail + TERMINATOR_SIZE):
+            if not entry.own:
+                trailer = log.read(entry.end - 8, entry.end)
+                memo = max(memo, int.from_bytes(trailer[1:5], "little"))
+        return memo
+
+    def extent(self, log: Log, offset: int) -> Old:
+        """Return flag offset, reduces and size of the entry at `offset`."""
+        head = log.read(offset, offset + HEAD_SIZE)
+        size = U64.unpack_from(head, 1)[0] + 9
+        value = offset + HEAD_SIZE + head[10]
+        opening = log.read(value, min(value + 300, offset + size))
+        if head[10] == len(frame.KEY_MARKER) and opening[:2] == b"0X":
+            value = read_entry(log.read, offset, offset + size).value
+            opening = log.read(value, min(value + 32, offset + size))
+        own = frame.is_own_trailer(log.read(offset + size - TRAILER_SIZE, offset + size))
+        return offset + size - 2, own and frame.reduces_at(opening), size
+
+    def old(self, log: Log, entry: Place | int) -> Old:
+        """Return what retiring `entry` needs."""
+        if isinstance(entry, int):
+            return self.extent(log, entry)
+        return entry[0], entry[5], entry[0] + 2 - entry[4]
+
+    # All keys ---------------------------------------------------------------------------------
+
+    def keys(self, log: Log) -> Iterator[str]:
+        """Yield the live keys in file order; the state must be known."""
+        if self.complete:
+            yield from list(self.entries)
+            return
+        entries = self.entries
+        for entry in Scan(log.read, frame.HEADER_SIZE, log.tail + TERMINATOR_SIZE):
+            key = entry.key
+            if key is None or entry.flag == DEAD:
+                continue
+            known = entries.get(key, _MISSING)
+            if known is _MISSING:
+                if entry.flag == LIVE:
+                    yield key
+            elif known is not None and entry.offset == (
+                known if isinstance(known, int) else known[4]
+            ):
+                yield key
+
+    def sweep(self, log: Log) -> None:
+        """Drop the keys that others deleted; the lock is held, the state known."""
+        if self.unswept and self.complete:
+            gone = [
+                key
+                for key, entry in self.entries.items()
+                if entry is not None
+                and log.byte(entry[0] if isinstance(entry, tuple) else self.extent(log, entry)[0])
+                == DEAD
+            ]
+            for key in gone:
+                del self.entries[key]
+        self.unswept = False
+
+    def count(self, log: Log) -> tuple[int, int]:
+        """Count live entries and bytes in dead ones, by walking the file."""
+        live = live_size = 0
+        entries = self.entries
+        for entry in Scan(log.read, frame.HEADER_SIZE, log.tail + TERMINATOR_SIZE):
+            key = entry.key
+            if entry.stored == frame.SUPERBLOCK_KEY:
+                live_size += entry.end - entry.offset
+            elif key is not None and entry.flag != DEAD:
+                known = entries.get(key, _MISSING)
+                if known is _MISSING:
+                    current = entry.flag == LIVE
+                else:
+                    place = known if known is None or isinstance(known, int) else known[4]
+                    current = place == entry.offset
+                if current:
+                    live += 1
+                    live_size += entry.end - entry.offset
+        return live, log.tail - frame.HEADER_SIZE - live_size
+
+    # Checkpoints ------------------------------------------------------------------------------
+
+    def write_checkpoint(self, log: Log, *, limit: int | None = None) -> None:
+        """Append a checkpoint of what is not covered yet, and point the superblock to it.
+
+        Swallows older ones so that the chain stays short, as far as `limit` slots allow.
+        """
+        if log.superblock is None:
+            return
+        covered = self._chain[0].end if self._chain else frame.HEADER_SIZE
+        hashes: list[int] = []
+        offsets: list[int] = []
+        for key, entry in self.entries.items():
+            if entry is None:
+                continue
+            offset = entry if isinstance(entry, int) else entry[4]
+            if offset >= covered:
+                hashes.append(hash_key(key.encode("utf-8", "surrogatepass")))
+                offsets.append(offset)
+        swallowed = plan_merge([table.count for table in self._chain], len(offsets), limit)
+        chain = self._chain[:swallowed]
+        older = self._chain[0] if self._chain else None
+        for table in self._chain:
+            table.view = log.map
+        data = merge(
+            chain,
+            hashes,
+            offsets,
+            start=covered,
+            end=log.tail,
+            older_offset=older.offset if older else 0,
+            older_size=older.size if older else 0,
+            is_stale=lambda offset: log.byte(self.extent(log, offset)[0]) != LIVE,
+        )
+        blob = Blob(len(data), lambda: [data])
+        layout = frame.lay_out(frame.INDEX_KEY, [blob], False, log.tail, live=False)
+        end = log.tail
+        log.append_layout(layout, None, live=False)
+        log.set_field(frame.INDEX_OFFSET, layout.blobs[0][0], len(data), end)
+        if layout.blobs[0][0] + len(data) > len(log.map):
+            log.remap(log.tail)
+        self._chain = self._open_chain(log, log.tail)
+        self.fresh = 0
+
+    @property
+    def checkpoint_offsets(self) -> list[int]:
+        """Offset of the data of each checkpoint in use."""
+        return [table.offset for table in self._chain]
+
+    @property
+    def checkpoint_count(self) -> int:
+        """Slots in all checkpoints."""
+        return sum(table.count for table in self._chain)
+
+
+class _Loader:
+    """One scan of a file: the newest entry of each key, and what wants repair."""
+
+    def __init__(self, log: Log, start: int, size: int, *, suspect: bool) -> None:
+        self._log = log
+        self._suspect = suspect
+        self._size = size
+        self.entries: dict[str, int | None] = {}
+        self.lost: dict[str, int] = {}
+        self.doubles: list[int] = []
+        self.dead_size = 0
+        self.count = 0
+        self.torn = False
+        self.tail = start
+
+    def run(self) -> None:
+        """Scan up to the terminator, or to where the file is torn."""
+        scan = Scan(self._log.pread, self.tail, self._size, verify=self._suspect)
+        live: dict[str, tuple[int, int, int]] = {}
+        try:
+            for entry in scan:
+                self._take(entry, live)
+        except Irregular as error:
+            self._judge(error)
+            self.tail = error.position
+            self.torn = True
+        else:
+            self.tail = scan.tail
+
+    def _take(self, entry: Entry, live: dict[str, tuple[int, int, int]]) -> None:
+        self.count += 1
+        key, size = entry.key, entry.end - entry.offset
+        if key is None:
+            if entry.stored != frame.SUPERBLOCK_KEY:
+                self.dead_size += size
+            return
+        older = live.pop(key, None)
+        if older is not None:
+            self.dead_size += older[1]
+            if older[2] == LIVE:
+                self.doubles.append(older[0])
+        self.entries.pop(key, None)
+        self.lost.pop(key, None)
+        if entry.flag == DEAD:
+            self.entries[key] = None
+            self.dead_size += size
+            return
+        self.entries[key] = entry.offset
+        live[key] = (entry.offset, size, entry.flag)
+        if entry.flag == REPLACED:
+            self.lost[key] = entry.offset
+
+    def _judge(self, error: Irregular) -> None:
+        """Return if the end is torn; raise if the file is damaged."""
+        log, position, size = self._log, error.position, self._size
+        if position >= size:
+            return
+        if self._suspect and position >= log.synced_end:
+            return
+        ends_well = log.pread(size - TERMINATOR_SIZE, size) == TERMINATOR
+        if ends_well or find_entry(log.pread, position + 1, size) is not None:
+            raise CorruptionError(
+                error.problem,
+                log.name,
+                hint="fsck() keeps every entry that is whole",
+                offset=position,
+                invariant=error.invariant,
+            )

@@ -1,0 +1,1109 @@
+"""The class `mmapdict`: a dict in one append-only file that is a valid pickle.
+
+Reads look at the file's state (one slice of the shared map), at the index, and at the entry's flag;
+they take no lock and make no system call while nobody else writes.  A value is decoded first and
+believed afterwards, if the state and its flag are still what they were.  Whatever is out of the
+ordinary goes the slow way: `_refresh`, which takes in what others wrote, under a lock if it must.
+
+Lock order: the in-process lock, then the file's (both in `Log.lock`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import (
+    ItemsView,
+    Iterable,
+    Iterator,
+    KeysView,
+    Mapping,
+    MutableMapping,
+    ValuesView,
+)
+from typing import Any, BinaryIO
+
+from ..errors import (
+    CorruptionError,
+    PmshelveError,
+    StorageError,
+    WrongDoorError,
+)
+from ..storage import file as disk
+from ..storage.lock import EXCLUSIVE, SHARED
+from . import frame, index, vacuum
+from .batch import Batch
+from .frame import DEAD, FACES, FACE_OFFSET, MARK_EXCLUSIVE, MARK_REPLACED, MARKS_OFFSET
+from .frame import encode_entry, encode_key, lay_out
+from .index import Index, NeedsLock, Old, Place
+from .logfile import CLEAN, Log, open_descriptor
+from .opening import current_boot, open_log, prepare
+from .picklers.base import Foreign
+from .picklers.builtin import Codec
+from .scan import Irregular, read_entry
+from .stats import Stats, collect
+from .views import PUNCH_SIZE_MIN, Views
+
+__all__ = ["mmapdict"]
+
+logger = logging.getLogger("pmshelve.mmapdict")
+
+AUTOVACUUM_MIN = 1 << 20
+"""Dead bytes below which an automatic vacuum is not worth it."""
+CLEAR_ONE_BY_ONE_MAX = 64
+"""Entries up to which clearing flips flags; beyond, the file is replaced by an empty one."""
+_LOCK_FREE_TRIES = 4
+
+_DEFAULT: Any = object()
+
+
+class mmapdict(MutableMapping[str, Any]):  # noqa: N801 (the name is mmappickle's)
+    """A persistent dict in one file that is, at every commit, a valid pickle.
+
+    Parameters
+    ----------
+    file
+        A name (str, bytes or path-like), or a binary file object with a descriptor.  A file that
+        does not exist is created; an ordinary pickled dict is converted.
+    readonly
+        Open for reading only.
+    picklers
+        Classes that write and read values, instead of all subclasses of `BasePickler`.
+    timeout
+        Seconds to wait for a lock; None for ever.
+    sync
+        Return from each change only when it is on the disk.
+    mmap_mode
+        How arrays come back, as NumPy names it: 'r+' (changes go to the file; the default where
+        the store is writable), 'r', 'c' (changes stay in memory), None (loaded into memory).
+    exclusive
+        Keep all others out for as long as the store is open; saves the locking.
+    allow_pickle
+        Whether reading may run the unpickler.  Bytes, text, numbers and arrays never need it.
+    face
+        None accepts any file; 'native' or 'bytes' only one written through that interface.
+    autovacuum
+        Vacuum when more than half of the file, and at least 1 MiB, is dead.
+    mode
+        Permission bits of a new file, under the umask.
+    convert
+        Whether an ordinary pickled dict may be converted.
+
+    Raises
+    ------
+    FileNotFoundError
+        `readonly`, and there is no such file.
+    TypeError
+        `file` is neither a name nor a file object that can be used.
+    NotAStoreError, VersionError
+        (`ValueError`) The file holds something else; it was left as it was.
+    WrongDoorError
+        The file was written through the other interface.
+    LockTimeoutError
+        Others held the lock for longer than `timeout`.
+
+    Notes
+    -----
+    Any number of processes and threads may use one file at once.  A get costs the same whatever
+    the file holds; so does a put.  After a crash each change is there whole or not at all.
+    Source of the interface and of the container: mmappickle 1.0.
+    """
+
+    def __init__(
+        self,
+        file: str | bytes | os.PathLike[Any] | BinaryIO,
+        readonly: bool | None = None,
+        picklers: Iterable[type] | None = None,
+        *,
+        timeout: float | None = 60.0,
+        sync: bool = False,
+        mmap_mode: str | None = _DEFAULT,
+        exclusive: bool = False,
+        allow_pickle: bool = True,
+        face: str | None = None,
+        autovacuum: bool = False,
+        mode: int = 0o666,
+        convert: bool = True,
+    ) -> None:
+        if face not in (None, "native", "bytes"):
+            raise ValueError(f"face must be None, 'native' or 'bytes', not {face!r}")
+        if mmap_mode is not _DEFAULT and mmap_mode not in ("r+", "r", "c", None):
+            raise ValueError(f"mmap_mode must be 'r+', 'r', 'c' or None, not {mmap_mode!r}")
+        self._batch: Batch | None = None
+        self._log = Log.__new__(Log)
+        self._log.closed = True  # for __del__, should opening fail
+        log = open_log(file, readonly, timeout=timeout, sync=sync, mode=mode)
+        self._log = log
+        if mmap_mode is _DEFAULT:
+            mmap_mode = "r+" if log.writable else "r"
+        elif mmap_mode == "r+" and not log.writable:
+            mmap_mode = "r"
+        self._index = Index()
+        self._entries = self._index.entries
+        self._views = Views(log, mmap_mode, allow_pickle=allow_pickle)
+        self._autovacuum = autovacuum
+        self._codec = Codec(self, picklers)
+        self._picklers = self._codec.picklers
+        self._options: dict[str, Any] = {"convert": convert, "mode": mode, "face": face}
+        try:
+            self._open(face, exclusive=exclusive and log.writable)
+        except BaseException:
+            log.close()
+            raise
+
+    def _open(self, face: str | None, *, exclusive: bool) -> None:
+        log = self._log
+        log.lock.acquire(EXCLUSIVE if log.writable else SHARED)
+        try:
+            convert = self._options["convert"] and log.writable and self._views.allow_pickle
+            vacuum.finish_move(log)
+            content = prepare(log, face=FACES.index(face or "native"), convert=convert)
+            if content is not None:
+                vacuum.convert(self, content)
+            if log.size:
+                self._load()
+            self._settle_face(face)
+            if exclusive:
+                self._seize()
+        finally:
+            log.lock.release()
+
+    def _load(self) -> None:
+        """Read the file anew; the lock is held (exclusively, if the store is writable)."""
+        log = self._log
+        try:
+            while self._is_replaced():
+                self._follow()
+            log.damage = None
+            self._index.load(log, locked=log.writable)
+        except CorruptionError as error:
+            # The store opens all the same, so that fsck() can be called on it.
+            log.damage = error
+            log.state = log.sound = b"?"
+
+    def _settle_face(self, face: str | None) -> None:
+        log = self._log
+        block = log.superblock
+        if face is None or block is None or FACES[block.face] == face:
+            return
+        if log.live_count == 0 and log.writable:
+            log.set_byte(FACE_OFFSET, FACES.index(face))
+        elif block.face:
+            door = "pmshelve.open() or mmapdict()" if block.face == 1 else "dbm or shelve.open()"
+            raise WrongDoorError(
+                f"the file holds {FACES[block.face]} values", log.name, hint=f"use {door}"
+            )
+
+    def _seize(self) -> None:
+        """Keep the lock, and say so in the file."""
+        log = self._log
+        if log.superblock is None:
+            vacuum.vacuum(self, force=True)
+        log.check_usable()
+        log.lock.pin()
+        if log.superblock is not None and log.superblock.boot == CLEAN:
+            self._mark_boot()
+        log.set_byte(MARKS_OFFSET, MARK_EXCLUSIVE)
+        log.exclusive = True
+        log.exclusive_from = log.tail
+
+    def _release(self) -> None:
+        log = self._log
+        log.exclusive = False
+        if not log.failed and log.damage is None:
+            log.settle()
+            log.set_byte(MARKS_OFFSET, 0)
+
+    # Knowing the state ------------------------------------------------------------------------
+
+    def _mark_boot(self) -> None:
+        """Say that the file is being written, on the disk before anything else is."""
+        self._log.set_boot(current_boot())
+        self._log.datasync()
+
+    def _is_replaced(self) -> bool:
+        block = self._log.look() if self._log.map else None
+        return block is not None and bool(block.marks & MARK_REPLACED)
+
+    def _follow(self) -> None:
+        """Go over to the file that took this one's name; the lock goes along."""
+        log = self._log
+        assert log.path is not None
+        fd = open_descriptor(log.path, readonly=not log.writable, mode=0o666, create=False)
+        try:
+            if os.path.sameopenfile(fd, log.fd):
+                disk.system.close(fd)  # the vacuum died before it renamed: this file it still is
+                if log.writable:
+                    log.set_byte(MARKS_OFFSET, 0)
+                    log.poke(frame.KEY_OPCODE_OFFSET, b"\x8c")
+                return
+            log.lock.move(fd, EXCLUSIVE if log.writable else SHARED)
+        except BaseException:
+            disk.system.close(fd)
+            raise
+        log.attach(fd)
+        log.remap()
+
+    def _reopen(self) -> None:
+        """Open the file again by its name: in a forked child."""
+        log = self._log
+        assert log.path is not None
+        fd = open_descriptor(log.path, readonly=not log.writable, mode=0o666, create=False)
+        log.attach(fd)
+        log.lock.rebind(fd)
+        self._batch = None
+        self._views.forget()
+        log.lock.acquire(EXCLUSIVE if log.writable else SHARED)
+        try:
+            log.remap()
+            self._load()
+        finally:
+            log.lock.release()
+
+    def _refresh(self) -> None:
+        """Make the state known: without a lock if that goes."""
+        log = self._log
+        if log.exclusive or (log.map and log.map[18:116] == log.state):
+            return
+        log.lock.enter()
+        try:
+            log.check_usable()
+            if log.fd < 0:
+                self._reopen()
+            if log.exclusive or self._batch is not None or log.map[18:116] == log.state:
+                return
+            try:
+                self._index.refresh(log, locked=False)
+            except NeedsLock:
+                if log.forked:
+                    log.check_writable()
+                log.lock.acquire(EXCLUSIVE if log.writable else SHARED)
+                try:
+                    self._catch_up()
+                finally:
+                    log.lock.release()
+        finally:
+            log.lock.leave()
+
+    def _catch_up(self) -> None:
+        """Make the state known; the lock is held (exclusively, if the store is writable)."""
+        log = self._log
+        log.check_usable()
+        if log.file is not None and log.writable:
+            log.file.flush()
+        if log.fd < 0:
+            self._reopen()
+        while self._is_replaced():
+            self._follow()
+            self._load()
+            log.check_usable()
+        known = log.sound if log.writable else log.state
+        if log.map[18:116] == known:
+            return
+        try:
+            self._index.refresh(log, locked=True, exclusive=log.writable)
+        except CorruptionError as error:
+            log.damage = error
+            raise
+        if log.writable:
+            if log.live_count is None or log.dead_size is None:
+                self._recount()
+            if log.superblock is not None and log.superblock.boot == CLEAN:
+                self._mark_boot()
+            log.sound = log.state
+
+    def _recount(self) -> None:
+        log = self._log
+        self._index.sweep(log)
+        log.live_count, log.dead_size = self._index.count(log)
+
+    def _begin_write(self) -> None:
+        """Take the lock and know the state."""
+        log = self._log
+        if not log.writable:
+            log.check_writable()
+        if log.forked:
+            log.check_writable()
+        if log.fd < 0 and not log.closed:
+            self._refresh()
+        log.lock.acquire()
+        try:
+            batch = self._batch
+            if batch is None and not (log.exclusive or log.map[18:116] == log.sound):
+                self._catch_up()
+        except BaseException:
+            log.lock.release()
+            raise
+
+    def _end_write(self) -> None:
+        log = self._log
+        log.lock.release()
+        if log.file is not None:
+            _drop_read_buffer(log.file)
+
+    # Reading ----------------------------------------------------------------------------------
+
+    def __getitem__(self, key: str) -> Any:
+        """Return the value of `key`; arrays and large buffers in it memory-mapped.
+
+        Raises
+        ------
+        KeyError
+            There is no such key.
+        PickleRefusedError
+            The value needs the unpickler and `allow_pickle` is False.
+        """
+        entry = self._entries.get(key)
+        if entry.__class__ is tuple and self._batch is None:
+            log = self._log
+            m = log.map
+            try:
+                _, start, stop, decoder, _, _ = entry  # type: ignore[misc]
+                if decoder is None:
+                    value = m[start:stop]
+                else:
+                    value = decoder(self._views, start, stop)
+                if m[entry[0]] == 0x88 and (m[18:116] == log.state or log.exclusive):  # type: ignore[index]
+                    return value
+            except Exception:  # noqa: S110 (done again below, where it is known to be the value's)
+                pass
+        return self._get(key)
+
+    def _get(self, key: str) -> Any:
+        """Return the value of `key`, knowing nothing."""
+        log = self._log
+        for _ in range(_LOCK_FREE_TRIES):
+            self._refresh()
+            place = self._find(key)
+            if place is None:
+                break
+            try:
+                value = self._decode(place)
+            except Exception:
+                if self._holds(place):
+                    raise
+                continue
+            if self._holds(place):
+                return value
+        # A dead flag, or a busy writer: look again while nobody writes.
+        with self._held():
+            place = self._find(key, sure=True)
+            if place is None:
+                raise KeyError(key)
+            return self._decode(place)
+
+    def _decode(self, place: Place) -> Any:
+        _flag, start, stop, decoder, _offset, _reduces = place
+        if decoder is None:
+            return self._log.read(start, stop)
+        return decoder(self._views, start, stop)
+
+    def _holds(self, place: Place) -> bool:
+        """Whether what was read from `place` is the value: nothing changed meanwhile."""
+        log = self._log
+        if self._in_batch():
+            return True
+        return log.exclusive or bool(log.map and log.map[18:116] == log.state)
+
+    @contextlib.contextmanager
+    def _held(self) -> Iterator[None]:
+        """Keep writers out, the state known."""
+        log = self._log
+        log.check_usable()
+        if log.fd < 0:
+            self._refresh()
+        if log.forked:
+            yield
+            return
+        log.lock.acquire(EXCLUSIVE if log.writable else SHARED)
+        try:
+            if not (log.exclusive or self._batch is not None):
+                self._catch_up()
+            yield
+        finally:
+            log.lock.release()
+
+    def _find(self, key: str, *, sure: bool = False) -> Place | None:
+        """Return where the live value of `key` is.
+
+        Parameters
+        ----------
+        sure
+            Writers are kept out, so that a dead flag is an answer.
+        """
+        log, known = self._log, self._index
+        if not isinstance(key, str):
+            hash(key)
+            return None
+        staged = self._batch.changes.get(key, _DEFAULT) if self._in_batch() else _DEFAULT
+        if staged is not _DEFAULT:
+            return None if staged is None else self._resolve(staged, key)
+        entry = known.lookup(log, key)
+        if entry is None:
+            return None
+        place = entry if isinstance(entry, tuple) else self._resolve(entry, key)
+        if log.byte(place[0]) == DEAD:
+            if sure and log.lock.held:
+                self._entries.pop(key, None)
+                if not known.complete:
+                    self._entries[key] = None
+            return None
+        if place is not entry:
+            self._remember(key, entry, place)
+        return place
+
+    def _remember(self, key: str, entry: int, place: Place) -> None:
+        """Keep a place that was found, unless the key has moved on meanwhile."""
+        log = self._log
+        log.lock.enter()
+        try:
+            if self._entries.get(key, entry) == entry:
+                self._entries[key] = place
+        finally:
+            log.lock.leave()
+
+    def _resolve(self, offset: int, key: str) -> Place:
+        """Return the place of the entry at `offset`, its value's opcodes looked at."""
+        log = self._log
+        try:
+            entry = read_entry(log.read, offset, max(log.tail, offset) + (1 << 62))
+            stop = entry.end - (frame.TRAILER_SIZE if entry.own else 8)
+            start, end, decoder = self._codec.resolve(
+                self._views, entry.value, stop, own=entry.own
+            )
+            reduces = entry.own and frame.reduces_at(log.read(entry.value, min(entry.value + 32, stop)))
+        except Irregular as error:
+            raise CorruptionError(
+                error.problem, log.name, key, "run fsck()", offset=offset, invariant="L2"
+            ) from None
+        return entry.end - 2, start, end, decoder, offset, reduces
+
+    def _in_batch(self) -> bool:
+        """Whether this thread is inside a batch of this store."""
+        return self._batch is not None and self._batch.owner == threading.get_ident()
+
+    def __contains__(self, key: object) -> bool:
+        """Whether there is such a key."""
+        entry = self._entries.get(key)  # type: ignore[call-overload]
+        if self._batch is None:
+            log = self._log
+            m = log.map
+            if entry is None:
+                known = self._index
+                if m[18:116] == log.state or log.exclusive:
+                    if known.complete or key in self._entries:
+                        return False
+                    if key.__class__ is str and known.is_absent(log, key):  # type: ignore[arg-type]
+                        return False
+            elif entry.__class__ is tuple:
+                flag = entry[0]  # type: ignore[index]
+                if (
+                    flag < len(m)
+                    and m[flag] == 0x88
+                    and (m[18:116] == log.state or log.exclusive)
+                ):
+                    return True
+        return self._contains(key)
+
+    def _contains(self, key: Any) -> bool:
+        self._refresh()
+        if self._find(key) is not None:
+            return True
+        if not isinstance(key, str):
+            return False
+        if self._in_batch():
+            return False
+        with self._held():
+            return self._find(key, sure=True) is not None
+
+    def __len__(self) -> int:
+        """Return the number of keys."""
+        if self._in_batch() and self._batch is not None:
+            return (self._log.live_count or 0) + self._batch.live_change
+        self._refresh()
+        log = self._log
+        if log.live_count is not None:
+            return log.live_count
+        if log.lock.try_shared():
+            log.lock.release()
+        else:
+            # A writer is at work: the last count is right as of just before its change.
+            block = log.superblock
+            if (
+                block is not None
+                and frame.next_commit(block.stamp) == block.commit
+                and block.live_count != frame.UNKNOWN
+            ):
+                return block.live_count
+        with self._held():
+            if log.live_count is None:
+                self._recount()
+            assert log.live_count is not None
+            return log.live_count
+
+    def _keys(self) -> list[str]:
+        """Return the keys, in file order."""
+        log, known = self._log, self._index
+        self._refresh()
+        if self._in_batch() and self._batch is not None:
+            changes = self._batch.changes
+            kept = [key for key in known.keys(log) if key not in changes]
+            return kept + [key for key, entry in changes.items() if entry is not None]
+        if known.unswept or not known.complete:
+            with self._held():
+                known.sweep(log)
+                return list(known.keys(log))
+        return list(known.keys(log))
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the keys there are now, in file order: the key set last comes last."""
+        return iter(self._keys())
+
+    def __reversed__(self) -> Iterator[str]:
+        """Iterate over the keys, the one set last first."""
+        return reversed(self._keys())
+
+    def keys(self) -> KeysView[str]:
+        """Return a set-like view of the keys."""
+        return KeysView(self)
+
+    def items(self) -> ItemsView[str, Any]:
+        """Return a view of the pairs; one deleted by others during an iteration is left out."""
+        return _Items(self)
+
+    def values(self) -> ValuesView[Any]:
+        """Return a view of the values."""
+        return _Values(self)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return the value of `key`, or `default`."""
+        try:
+            return self[key]
+        except KeyError:
+            return default
+
+    # Writing ----------------------------------------------------------------------------------
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        """Set `key` to `value`, atomically.
+
+        Raises
+        ------
+        TypeError
+            The key is no str, or the value cannot be stored.
+        ReadOnlyError
+            (`io.UnsupportedOperation`)
+        NoSpaceError, StorageError, LockTimeoutError
+            In all these cases nothing was changed.
+
+        Notes
+        -----
+        Cost O(size of the value), whatever the file holds.  Large buffers are written from where
+        they are.  The older value's space is dead until `vacuum()`.
+        """
+        if key.__class__ is not str:
+            key = _as_key(key)
+        log = self._log
+        encoded = self._codec.encode(value)
+        batch = self._batch
+        if batch is not None and batch.owner == threading.get_ident():
+            batch.set(key, encoded)
+            return
+        if not log.writable or log.fd < 0 or log.file is not None:
+            log.check_writable()
+            if log.fd < 0:
+                self._refresh()
+        try:
+            stored = key.encode()
+        except UnicodeEncodeError:
+            stored = b""
+        prefix = b""
+        if len(stored) > 255 or stored[:1] == b"\0" or not stored:
+            stored, prefix = encode_key(key)
+        lock = log.lock
+        lock.acquire()
+        try:
+            if not log.exclusive and log.map[18:116] != log.sound:
+                self._catch_up()
+            entries = self._entries
+            entry = entries.get(key)
+            if entry is None and not self._index.complete:
+                entry = self._index.lookup(log, key)
+            old = None if entry is None else self._old(entry)
+            tail = log.tail
+            if encoded.__class__ is tuple and encoded[0].__class__ is bytes:
+                body = encoded[0]
+                log.append(encode_entry(stored, prefix + body, encoded[1], tail), old)
+                if value.__class__ is bytes:
+                    end = tail + 11 + len(stored) + len(prefix) + len(body)
+                    place: Place | int = (log.tail - 2, end - len(value), end, None, tail, False)
+                else:
+                    place = tail
+            else:
+                self._append_large(stored, prefix, encoded, old)
+                place = tail
+            if entry is not None:
+                entries.pop(key, None)  # the order is the file's
+                if log.exclusive and old is not None:
+                    self._give_back(old)
+            entries[key] = place
+            self._index.fresh += 1
+            if self._index.fresh >= self._index.limit:
+                self._write_checkpoint(index.MERGE_MAX)
+        finally:
+            lock.release()
+            if log.file is not None:
+                _drop_read_buffer(log.file)
+        if self._autovacuum:
+            self._vacuum_if_due()
+
+    def _old(self, entry: Place | int) -> Old | None:
+        """Return what retiring `entry` needs; None where others deleted it already."""
+        log = self._log
+        if entry.__class__ is tuple:
+            flag = entry[0]  # type: ignore[index]
+            old = (flag, entry[5], flag + 2 - entry[4])  # type: ignore[index]
+        else:
+            old = self._index.extent(log, entry)  # type: ignore[arg-type]
+            flag = old[0]
+        m = log.map
+        alive = m[flag] if flag < len(m) else log.byte(flag)
+        return None if alive == DEAD else old
+
+    def _append_large(self, stored: bytes, prefix: bytes, encoded: Any, old: Old | None) -> None:
+        log = self._log
+        if isinstance(encoded, Foreign):
+            pickler, value = encoded
+            if prefix:
+                raise ValueError(
+                    "a pickler of your own cannot store a key of over 255 bytes or with surrogates"
+                )
+            memo = self._index.memo(log)
+            log.append_foreign(
+                stored, lambda offset: pickler.write(value, offset, memo), old
+            )
+            return
+        body, reduces = encoded
+        pieces = [prefix, *body] if prefix else body
+        log.append_layout(lay_out(stored, pieces, reduces, log.tail), old)
+
+    def _give_back(self, old: Old) -> None:
+        """Give the disk blocks of a dead entry back, if it is large and nobody older sees it."""
+        flag, _reduces, size = old
+        log = self._log
+        offset = flag + 2 - size
+        if size < PUNCH_SIZE_MIN or offset < log.exclusive_from:
+            return
+        entry = read_entry(log.read, offset, log.tail)
+        for start, length in frame.walk(log.read, entry.value, entry.end - frame.TRAILER_SIZE):
+            if length >= PUNCH_SIZE_MIN:
+                self._views.doom(start, start + length)
+
+    def _write_checkpoint(self, limit: int | None) -> None:
+        try:
+            self._index.write_checkpoint(self._log, limit=limit)
+        except StorageError as error:
+            # What it is for is speed alone: the change that brought us here is done.
+            self._index.fresh = 0
+            logger.warning("%s: no index checkpoint written: %s", self._log.name, error)
+
+    def _vacuum_if_due(self) -> None:
+        log = self._log
+        dead = log.dead_size
+        if dead is not None and dead > AUTOVACUUM_MIN and dead > log.tail >> 1:
+            if self._batch is None:
+                self.vacuum()
+
+    def __delitem__(self, key: str) -> None:
+        """Delete `key`, atomically.
+
+        Raises
+        ------
+        KeyError
+            There is no such key.
+        """
+        log = self._log
+        batch = self._batch
+        if batch is not None and batch.owner == threading.get_ident():
+            batch.delete(key)
+            return
+        if not log.writable or log.fd < 0 or log.file is not None:
+            log.check_writable()
+            if log.fd < 0:
+                self._refresh()
+        lock = log.lock
+        lock.acquire()
+        try:
+            if not log.exclusive and log.map[18:116] != log.sound:
+                self._catch_up()
+            entries = self._entries
+            entry = entries.get(key)
+            if entry is None and not self._index.complete and isinstance(key, str):
+                entry = self._index.lookup(log, key)
+            old = None if entry is None else self._old(entry)
+            if entry is not None:
+                entries.pop(key, None)
+            if not self._index.complete and isinstance(key, str):
+                entries[key] = None
+            if old is None:
+                raise KeyError(key)
+            log.delete(old)
+            if log.exclusive:
+                self._give_back(old)
+        finally:
+            lock.release()
+            if log.file is not None:
+                _drop_read_buffer(log.file)
+        if self._autovacuum:
+            self._vacuum_if_due()
+
+    def pop(self, key: str, default: Any = _DEFAULT) -> Any:
+        """Delete `key` and return its value, or `default`; atomic among all writers."""
+        self._begin_write()
+        try:
+            try:
+                value = self[key]
+            except KeyError:
+                if default is _DEFAULT:
+                    raise
+                return default
+            del self[key]
+            return value
+        finally:
+            self._end_write()
+
+    def popitem(self) -> tuple[str, Any]:
+        """Delete the key that was set last and return it with its value."""
+        self._begin_write()
+        try:
+            keys = self._keys()
+            if not keys:
+                raise KeyError("popitem(): the store is empty")
+            return keys[-1], self.pop(keys[-1])
+        finally:
+            self._end_write()
+
+    def setdefault(self, key: str, default: Any = None) -> Any:
+        """Return the value of `key`, which is set to `default` first if it does not exist."""
+        self._begin_write()
+        try:
+            try:
+                return self[key]
+            except KeyError:
+                self[key] = default
+                return self[key]
+        finally:
+            self._end_write()
+
+    def update(self, other: Any = (), /, **pairs: Any) -> None:
+        """Set many keys in one batch: all of them or, if one fails, none."""
+        with self.batch():
+            if isinstance(other, Mapping):
+                for key in other:
+                    self[key] = other[key]
+            elif hasattr(other, "keys"):
+                for key in other.keys():  # noqa: SIM118 (what has keys() need not be iterable)
+                    self[key] = other[key]
+            else:
+                for key, value in other:
+                    self[key] = value
+            for key, value in pairs.items():
+                self[key] = value
+
+    def clear(self) -> None:
+        """Delete all keys at once; the time does not depend on how many there are."""
+        self._begin_write()
+        try:
+            if self._in_batch() or len(self) <= CLEAR_ONE_BY_ONE_MAX:
+                with self.batch():
+                    for key in self._keys():
+                        del self[key]
+            else:
+                vacuum.clear(self)
+        finally:
+            self._end_write()
+
+    def batch(self) -> Batch:
+        """Return a context manager: what is changed in it takes effect at once, at its end.
+
+        Changes cost less than one by one.  Others see all of them or none, also after a crash;
+        this thread sees them at once.  An exception in the block undoes them.  A batch in a batch
+        joins it.  The lock is held from beginning to end.
+        """
+        return self._batch if self._in_batch() and self._batch is not None else Batch(self)
+
+    def _merge(self, batch: Batch) -> None:
+        """Take in a batch that was published."""
+        entries, complete = self._entries, self._index.complete
+        for key, offset in batch.changes.items():
+            entries.pop(key, None)
+            if offset is not None or not complete:
+                entries[key] = offset
+        if self._log.exclusive:
+            for old in batch.olds:
+                self._give_back(old)
+        known = self._index
+        known.fresh += len(batch.changes)
+        self._batch = None
+        if known.fresh >= known.limit:
+            self._write_checkpoint(index.MERGE_MAX)
+        if self._autovacuum:
+            self._vacuum_if_due()
+
+    # The store as a whole ---------------------------------------------------------------------
+
+    @property
+    def writable(self) -> bool:
+        """Whether the store may be changed."""
+        return self._log.writable
+
+    @property
+    def readonly(self) -> bool:
+        """Whether the store is open for reading only."""
+        return not self._log.writable
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._log.closed
+
+    @property
+    def path(self) -> str | None:
+        """Absolute path of the file; None for a file object."""
+        return self._log.path
+
+    @property
+    def face(self) -> str:
+        """Through which interface the file is written: 'native', or 'bytes' for dbm."""
+        self._refresh()
+        block = self._log.superblock
+        return "native" if block is None or not block.face else FACES[block.face]
+
+    @property
+    def timeout(self) -> float | None:
+        """Seconds to wait for a lock; None for ever."""
+        return self._log.lock.timeout
+
+    @timeout.setter
+    def timeout(self, seconds: float | None) -> None:
+        self._log.lock.timeout = seconds
+
+    @property
+    def commit_number(self) -> int:
+        """Count of committed changes; while it stays the same, so do the keys.
+
+        It grows by at least one with each change, by whatever process, and wraps from 2**30 to 1.
+        """
+        self._refresh()
+        return self._log.commit
+
+    @commit_number.setter
+    def commit_number(self, commit: int) -> None:
+        if type(commit) is not int:
+            raise TypeError(f"commit_number must be an int, not {type(commit).__name__}")
+        if not 0 <= commit <= frame.COMMIT_MAX:
+            raise ValueError(f"commit_number must be from 0 to {frame.COMMIT_MAX}, not {commit}")
+        self._begin_write()
+        try:
+            self._log.set_commit(commit)
+        finally:
+            self._end_write()
+
+    def sync(self) -> None:
+        """Return when all that was written so far is on the disk."""
+        log = self._log
+        log.check_usable()
+        if not log.writable:
+            return
+        self._begin_write()
+        try:
+            log.datasync()
+            if self._batch is None:
+                log.set_synced_end()
+        finally:
+            self._end_write()
+
+    def vacuum(self, chunk_size: int = 1048576) -> None:
+        """Give the space of dead entries back.
+
+        Parameters
+        ----------
+        chunk_size
+            Bytes to copy at a time.
+
+        Notes
+        -----
+        The live entries go to a new file, which then takes this one's name: views that exist, here
+        or in other processes, stay valid (writing through one no longer reaches the store), and a
+        crash leaves the old file or the new one.  Where the file cannot be replaced (a file object
+        was handed in, it has several names, the directory is read-only ...), it is rewritten in
+        place; then no views of it may be in use elsewhere.
+        """
+        if type(chunk_size) is not int or chunk_size < 1:
+            raise ValueError(f"chunk_size must be a positive number of bytes, not {chunk_size!r}")
+        self._begin_write()
+        try:
+            vacuum.vacuum(self, chunk_size=chunk_size)
+        finally:
+            self._end_write()
+
+    def fsck(self) -> bool:
+        """Check the file and mend what is broken, keeping every entry whose value is whole.
+
+        Returns
+        -------
+        True if the file was sound.  What was found is logged.
+        """
+        log = self._log
+        if log.closed or log.failed:
+            log.check_usable()
+        from .fsck import fsck
+
+        return fsck(self)
+
+    def check(self) -> list[Problem]:
+        """Return every broken invariant of the file (see docs/format-mmapdict.md); [] if sound."""
+        from .check import check
+
+        log = self._log
+        if log.damage is None:
+            self._refresh()
+        log.lock.acquire(EXCLUSIVE if log.writable else SHARED)
+        try:
+            if log.damage is None and not log.exclusive and self._batch is None:
+                self._catch_up()
+            return list(check(self._log))
+        finally:
+            log.lock.release()
+
+    def stats(self) -> Stats:
+        """Return sizes and counts."""
+        with self._held():
+            if self._log.live_count is None or self._log.dead_size is None:
+                self._recount()
+            return collect(self._log, self._index)
+
+    def close(self) -> None:
+        """Let go of the file; a second call does nothing.  Views of values stay valid."""
+        log = self._log
+        if log.closed:
+            return
+        try:
+            if log.writable and not log.failed and not log.forked and log.fd >= 0:
+                self._finish()
+        finally:
+            self._entries.clear()
+            self._views.forget()
+            log.close()
+
+    def _finish(self) -> None:
+        """Leave the file quick to open: write what is known about it."""
+        log = self._log
+        due = self._index.fresh >= index.CHECKPOINT_CLOSE_MIN and log.damage is None
+        if not due and not log.exclusive:
+            return
+        try:
+            log.lock.acquire()
+        except StorageError:
+            return
+        try:
+            if self._batch is not None:
+                log.abort_batch()
+                self._batch = None
+            if not log.exclusive:
+                self._catch_up()
+            if due and log.superblock is not None:
+                self._index.write_checkpoint(log)
+                log.datasync()
+                log.set_synced_end()
+            if log.exclusive:
+                self._release()
+            if due and log.superblock is not None:
+                log.set_boot(CLEAN)
+        except PmshelveError as error:
+            logger.warning("%s: no index checkpoint written: %s", log.name, error)
+        finally:
+            log.lock.release()
+
+    def __enter__(self) -> mmapdict:
+        """Return the store."""
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        """Close the store."""
+        self.close()
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):
+            self.close()
+
+    def __repr__(self) -> str:
+        state = "closed " if self._log.closed else ""
+        return f"<{state}{type(self).__name__} {self._log.name!r}>"
+
+    # Copies in other processes ----------------------------------------------------------------
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the file's name; unpickling opens it again."""
+        log = self._log
+        path = log.path
+        if path is None and isinstance(log.name, str) and os.path.exists(log.name):
+            path = os.path.abspath(log.name)
+        if path is None:
+            raise TypeError("a store on a file object without a name cannot be pickled")
+        options = {
+            "timeout": log.lock.timeout,
+            "sync": log.synced,
+            "mmap_mode": self._views.mmap_mode,
+            "allow_pickle": self._views.allow_pickle,
+            "autovacuum": self._autovacuum,
+        }
+        picklers = [type(pickler) for pickler in self._picklers]
+        return _unpickle, (type(self), path, not log.writable, picklers, options)
+
+    @property
+    def _file(self) -> BinaryIO:
+        """A binary file object of the store's file, as picklers of mmappickle use it."""
+        if self._log.file is not None:
+            return self._log.file
+        kind = "r+b" if self._log.writable else "rb"
+        return open(self._log.fd, kind, buffering=0, closefd=False)  # type: ignore[return-value]
+
+
+def _unpickle(
+    kind: type[mmapdict], path: str, readonly: bool, picklers: list[type], options: dict[str, Any]
+) -> mmapdict:
+    return kind(path, readonly, picklers, **options)
+
+
+def _as_key(key: object) -> str:
+    if isinstance(key, str):
+        return str.__str__(key)
+    raise TypeError(f"keys are str, not {type(key).__name__}: {key!r}")
+
+
+def _drop_read_buffer(file: BinaryIO) -> None:
+    """Make a file object read anew what it has buffered; its position stays."""
+    with contextlib.suppress(OSError, ValueError):
+        position = file.tell()
+        file.seek(0, os.SEEK_END)  # the one whence for which buffers are always dropped
+        file.seek(position)
+
+
+class _Items(ItemsView[str, Any]):
+    _mapping: mmapdict
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        for key in self._mapping:
+            with contextlib.suppress(KeyError):
+                yield key, self._mapping[key]
+
+
+class _Values(ValuesView[Any]):
+    _mapping: mmapdict
+
+    def __iter__(self) -> Iterator[Any]:
+        for _key, value in _Items(self._mapping):
+            yield value

@@ -1,0 +1,152 @@
+"""Find out what a file is, and make a store of it: create, recognise, convert, refuse."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import pickle
+import uuid
+from typing import Any
+
+from ..errors import NotAStoreError, VersionError
+from ..storage import file as disk
+from . import frame
+from .frame import TERMINATOR
+from .logfile import BOOT_UNKNOWN, Log, open_descriptor
+
+__all__ = ["create_empty", "current_boot", "is_store", "open_log", "prepare"]
+
+_FILE_METHODS = ("fileno", "seek", "read", "write", "writable", "truncate", "tell")
+
+
+def current_boot() -> bytes:
+    """Return the superblock's name for the present boot."""
+    boot = disk.boot_id()
+    return boot if any(boot) else BOOT_UNKNOWN
+
+
+def is_store(data: bytes) -> bool:
+    """Whether a file that begins with `data` (24 bytes or more) is an mmapdict file."""
+    header = frame.encode_header(0)
+    return data[:18] == header[:18] and data[22:24] == header[22:24]
+
+
+def create_empty(face: int) -> bytes:
+    """Return all bytes of a new, empty file."""
+    return frame.encode_fresh(uuid.uuid4().bytes, face=face, boot=current_boot()) + TERMINATOR
+
+
+def open_log(
+    file: Any,
+    readonly: bool | None,
+    *,
+    timeout: float | None,
+    sync: bool,
+    mode: int,
+) -> Log:
+    """Open `file`, a name or a file object, without looking at its content.
+
+    Raises
+    ------
+    TypeError
+        It is neither.
+    OSError
+        As `open` does.
+    """
+    if isinstance(file, str | bytes | os.PathLike):
+        path = os.path.realpath(os.fsdecode(file))
+        try:
+            fd = open_descriptor(path, readonly=bool(readonly), mode=mode)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                error.errno, "no such store, and nothing is created read-only", os.fsdecode(file)
+            ) from None
+        return Log(fd, path, writable=not readonly, timeout=timeout, sync=sync)
+    missing = [name for name in _FILE_METHODS if not hasattr(file, name)]
+    if missing:
+        raise TypeError(
+            f"file must be a name or a binary file object, not {type(file).__name__}"
+            f" (it has no {', '.join(missing)})"
+        )
+    try:
+        fd = file.fileno()
+    except (OSError, ValueError) as error:
+        raise TypeError(
+            f"the file object {file!r} has no descriptor to lock and map: {error}"
+        ) from error
+    if isinstance(file, io.TextIOBase):
+        raise TypeError("the file object must be opened in binary mode, such as 'rb+'")
+    writable = bool(file.writable()) and not readonly
+    return Log(fd, None, writable=writable, timeout=timeout, sync=sync, file=file)
+
+
+def prepare(log: Log, *, face: int, convert: bool) -> dict[str, Any] | None:
+    """Make sure that the file has a header, under the lock.
+
+    Returns
+    -------
+    The dict of an ordinary pickle that is to be converted, or None.
+
+    Raises
+    ------
+    NotAStoreError, VersionError
+        The file holds something else; it was left as it was.
+    """
+    head = log.pread(0, frame.FRESH_SIZE + 1)
+    if is_store(head):
+        return None
+    if head[:11] == frame.encode_header(0)[:11] and head[11:12] == b"J" and head[16:18] == b"0J":
+        version = int.from_bytes(head[12:16], "little")
+        if version != 1:
+            raise VersionError(
+                f"file version {version} is not known", log.name, hint="use a newer pmshelve"
+            )
+    if frame.is_torn_creation(head):
+        if log.writable:
+            _initialise(log, face)
+        elif head:
+            raise NotAStoreError("the store's creation was never finished", log.name)
+        return None
+    return _read_pickle(log, convert=convert)
+
+
+def _initialise(log: Log, face: int) -> None:
+    try:
+        disk.write_at(log.fd, create_empty(face), 0)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            disk.truncate(log.fd, 0)
+        raise disk.storage_error(error, "the store could not be created", log.name) from error
+
+
+def _read_pickle(log: Log, *, convert: bool) -> dict[str, Any]:
+    """Return the dict that an ordinary pickle holds."""
+    if log.pread(0, 1) not in (b"\x80", b"(", b"}"):
+        raise NotAStoreError("not an mmapdict file", log.name, hint="the file was left as it is")
+    if not convert:
+        raise NotAStoreError(
+            "not an mmapdict file (an ordinary pickle, perhaps)",
+            log.name,
+            hint="open it writable with mmapdict(file, allow_pickle=True) to convert it",
+        )
+    try:
+        with open(log.fd, "rb", closefd=False) as stream:
+            position = os.lseek(log.fd, 0, os.SEEK_CUR)
+            try:
+                stream.seek(0)
+                content = pickle.load(stream)
+            finally:
+                os.lseek(log.fd, position, os.SEEK_SET)
+    except Exception as error:
+        raise NotAStoreError(
+            f"neither an mmapdict file nor a pickle that loads ({error})", log.name
+        ) from error
+    if type(content) is not dict:
+        raise NotAStoreError(
+            f"an ordinary pickle of a {type(content).__name__}, not of a dict", log.name
+        )
+    for key in content:
+        if not isinstance(key, str):
+            raise NotAStoreError(f"a pickled dict with the key {key!r}, which is no str", log.name)
+    return content

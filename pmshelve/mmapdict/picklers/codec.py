@@ -1,0 +1,195 @@
+"""The table of all forms: which encoder takes a value, which decoder its opcodes."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any, Final
+
+from ...errors import CorruptionError
+from ..opcodes import (
+    COVERED_SIZE_MAX,
+    PAD_SIZE_MAX,
+    POP,
+    REDUCE,
+    TUPLE1,
+    find_buffers,
+    is_padding,
+)
+from .base import Encoded, Resolved, Source
+from .empty import EmptyNDArray
+from .generic import (
+    ARRAY_RAW_HEAD,
+    BUFFERS_END,
+    BUFFERS_HEAD,
+    MASKED_RAW_HEAD,
+    PICKLE_HEAD,
+    BuffersDecoder,
+    decode_pickle,
+    encode_generic,
+    forget_writers,
+)
+from .legacy import LEGACY_HEADS, decode_body, resolve_legacy_array
+from .plain import ENCODERS as PLAIN_ENCODERS
+from .plain import resolve_plain
+
+__all__ = ["encode", "resolve"]
+
+# Encode -----------------------------------------------------------------------------------------
+
+
+def _load_array_encoders() -> None:
+    import numpy
+
+    from .array import encode_array
+
+    _ENCODERS[numpy.ndarray] = _ENCODERS[numpy.memmap] = encode_array
+    forget_writers()
+    for container in (dict, list, tuple, set, frozenset):
+        _ENCODERS[container] = encode_generic
+
+
+def _load_masked_encoders() -> None:
+    import numpy.ma
+
+    from .masked import encode_masked
+
+    _ENCODERS[numpy.ma.MaskedArray] = encode_masked
+
+
+def _encode_empty(stub: EmptyNDArray) -> Encoded:
+    from .array import encode_empty
+
+    return encode_empty(stub)
+
+
+# Modules that no value comes from before the program has loaded them.
+_unseen: dict[str, Callable[[], None]] = {
+    "numpy": _load_array_encoders,
+    "numpy.ma": _load_masked_encoders,
+}
+
+
+def _encode_other(value: Any) -> Encoded:
+    for module in _unseen:
+        if module in sys.modules:
+            load = _unseen[module]
+            load()
+            _unseen.pop(module, None)
+            return encode(value)
+    return encode_generic(value)
+
+
+_ENCODERS: Final[dict[type, Callable[[Any], Encoded]]] = {
+    **PLAIN_ENCODERS,
+    EmptyNDArray: _encode_empty,
+}
+
+
+def encode(value: Any) -> Encoded:
+    """Return the opcodes of a value, and whether REDUCE is to follow them.
+
+    Raises
+    ------
+    UnsupportedTypeError
+        The value cannot be pickled.
+    """
+    return _ENCODERS.get(type(value), _encode_other)(value)
+
+
+# Decode -----------------------------------------------------------------------------------------
+
+_HEAD_SIZE: Final = 1024
+_RAW_WIDTHS: Final = {b"C": 1, b"B": 4, b"\x8e": 8}
+
+
+def resolve(
+    source: Source, start: int, stop: int, *, own: bool = True, literal: bool = True
+) -> Resolved:
+    """Find out what value the opcodes in [start, stop) stand for.
+
+    Parameters
+    ----------
+    source
+        Where they are. Of large data nothing is read.
+    start, stop
+        Offsets of the value's first opcode, and of the crc field (the memo field in entries of
+        mmappickle). The last byte may be a REDUCE, or the POP it becomes when the entry dies.
+    own
+        Whether the entry is one of pmshelve.
+    literal
+        Whether arrays are decoded as arrays; else like any other object, by the unpickler.
+
+    Returns
+    -------
+    Two offsets and a decoder: the value is `decoder(source, start, stop)`, now and whenever it is
+    wanted as long as the entry is there; without a decoder it is the bytes between the offsets.
+
+    Raises
+    ------
+    CorruptionError
+        No value is written like this.
+    """
+    head = source.read(start, stop if stop - start <= _HEAD_SIZE else start + _HEAD_SIZE)
+    if not head:
+        raise CorruptionError("an entry has no value", source.path, offset=start)
+    resolved = resolve_plain(source, start, stop, head)
+    if resolved is None and head.startswith(PICKLE_HEAD):
+        resolved = _resolve_pickle(source, start, stop, own)
+    elif resolved is None and head.startswith(BUFFERS_HEAD):
+        resolved = _resolve_buffers(source, start, stop, own, literal)
+    elif resolved is None and head.startswith(LEGACY_HEADS):
+        resolved = resolve_legacy_array(source, start, stop)
+    return resolved or (start, stop, decode_body)
+
+
+def _resolve_pickle(source: Source, start: int, stop: int, own: bool) -> Resolved | None:
+    raw = _find_raw(source, start + len(PICKLE_HEAD), stop, own)
+    return raw and (*raw, decode_pickle)
+
+
+def _resolve_buffers(
+    source: Source, start: int, stop: int, own: bool, literal: bool
+) -> Resolved | None:
+    buffers, position = find_buffers(source.read, start + len(BUFFERS_HEAD), stop)
+    end = position + len(BUFFERS_END)
+    if not buffers or source.read(position, min(stop, end)) != BUFFERS_END:
+        return None
+    raw = _find_raw(source, end, stop, own)
+    if raw is None:
+        return None
+    decoder: Any = None
+    if literal and raw[1] - raw[0] <= COVERED_SIZE_MAX:
+        decoder = _literal_decoder(source.read(*raw), buffers)
+    return buffers[0][0], sum(buffers[-1]), decoder or BuffersDecoder(raw, buffers)
+
+
+def _literal_decoder(raw: bytes, buffers: list[tuple[int, int]]) -> Any:
+    """Return the decoder of a top-level array or masked array, None for any other value."""
+    if raw.startswith(ARRAY_RAW_HEAD):
+        from .array import parse_array
+
+        decoder = parse_array(raw)
+        if decoder and (len(buffers) != 1 or decoder.nbytes != buffers[0][1]):
+            raise CorruptionError("an array is not as large as its buffer", offset=buffers[0][0])
+        return decoder
+    if raw.startswith(MASKED_RAW_HEAD):
+        from .masked import parse_masked
+
+        return parse_masked(raw, buffers)
+    return None
+
+
+def _find_raw(source: Source, start: int, stop: int, own: bool) -> tuple[int, int] | None:
+    """Return where the bytes are that this opcode pushes, if only their call follows."""
+    opcode = source.read(start, min(stop, start + 9))
+    width = _RAW_WIDTHS.get(opcode[:1], 0)
+    first = start + 1 + width
+    last = first + int.from_bytes(opcode[1 : 1 + width], "little")
+    if width == 0 or not 2 <= stop - last <= 2 + PAD_SIZE_MAX:
+        return None
+    end = source.read(last, stop)
+    is_reduced = end[-1:] == REDUCE or (own and end[-1:] == POP)
+    is_call = end[:1] == TUPLE1 and is_reduced and is_padding(end[1:-1])
+    return (first, last) if is_call else None

@@ -1,0 +1,230 @@
+"""Walk the chain of entries of a file, believing nothing.
+
+A scan yields entries in file order and ends at the terminator.  Whatever does not fit raises
+`Irregular`, which says where: what that means (a torn tail, a writer at work, damage) is for the
+caller to decide, who knows which lock is held.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from . import frame
+from .frame import HEAD_SIZE, TERMINATOR_SIZE, TRAILER_SIZE, Read
+
+__all__ = ["Entry", "Irregular", "Scan", "find_entry", "read_entry"]
+
+CHUNK_SIZE = 1 << 18
+_HEAD = struct.Struct("<BQBB")
+_END = frame.TERMINATOR[9:]
+
+
+class Irregular(Exception):
+    """What stands at `position` is not a sound entry, nor the terminator."""
+
+    def __init__(self, position: int, problem: str, invariant: str = "L2") -> None:
+        super().__init__(position, problem, invariant)
+        self.position = position
+        self.problem = problem
+        self.invariant = invariant
+
+
+class Entry(NamedTuple):
+    """One entry as it stands in the file.
+
+    `key` is None for reserved ones; `value` is the offset of the value's first opcode (behind the
+    real key, where the stored one is a marker); `own` tells pmshelve's entries.
+    """
+
+    key: str | None
+    offset: int
+    end: int
+    flag: int
+    value: int
+    own: bool
+    stored: bytes
+
+
+class Scan:
+    """Iterate over the entries from `start` on.
+
+    Parameters
+    ----------
+    read
+        Returns the file's bytes between two offsets, fewer at its end.
+    start
+        Offset of an entry, or of the terminator.
+    size
+        The file's size; nothing may reach past it.
+    verify
+        Check each CRC, and let a batch through only when all of it is sound.
+    own_only
+        Take an entry without a CRC for irregular: it may be half written.
+
+    Attributes
+    ----------
+    tail
+        Once the iteration has ended: the terminator's offset.
+    """
+
+    def __init__(
+        self, read: Read, start: int, size: int, *, verify: bool = False, own_only: bool = False
+    ) -> None:
+        self._read = read
+        self._size = size
+        self._verify = verify
+        self._own_only = own_only
+        self._base = start
+        self._window = b""
+        self.tail = start
+
+    def __iter__(self) -> Iterator[Entry]:
+        position = self.tail
+        while (entry := self._entry(position)) is not None:
+            if entry.stored == frame.BATCH_KEY:
+                yield from self._batch(entry)
+            else:
+                yield entry
+            position = max(self.tail, entry.end)
+            self.tail = position
+
+    def _fill(self, position: int, size: int) -> int:
+        """Make the window hold `size` bytes from `position` on if the file does; return where."""
+        at = position - self._base
+        if at < 0 or at + size > len(self._window):
+            stop = min(position + max(CHUNK_SIZE, size), self._size)
+            self._window = self._read(position, stop) if stop > position else b""
+            self._base, at = position, 0
+        return at
+
+    def _entry(self, position: int) -> Entry | None:
+        at = self._fill(position, HEAD_SIZE)
+        window = self._window
+        if len(window) - at < HEAD_SIZE:
+            raise Irregular(position, "the file ends without a terminator", "L1")
+        tag, size, op, key_size = _HEAD.unpack_from(window, at)
+        if tag != 0x95:
+            raise Irregular(position, "no entry and no terminator begins here")
+        end = position + 9 + size
+        if op != 0x8C:
+            if size == 2 and window[at + 9 : at + HEAD_SIZE] == _END:
+                return None
+            raise Irregular(position, "the frame holds neither an entry nor the terminator")
+        if size < 2 + key_size + 9 or end > self._size:
+            raise Irregular(position, "the entry is longer than the file, or shorter than its key")
+        if end - position <= CHUNK_SIZE:
+            at = self._fill(position, end - position)
+            window = self._window
+            stop = at + end - position
+            trailer = window[stop - TRAILER_SIZE : stop]
+        else:
+            trailer = self._read(end - TRAILER_SIZE, end)
+        return self._decode(position, end, key_size, at, trailer)
+
+    def _decode(self, position: int, end: int, key_size: int, at: int, trailer: bytes) -> Entry:
+        if len(trailer) != TRAILER_SIZE or not frame.is_trailer(trailer):
+            raise Irregular(position, "the entry does not end as one")
+        own = trailer[0] == 0x4A and trailer[5:12] == b"0J\0\0\0\x000"
+        value = position + HEAD_SIZE + key_size
+        if len(self._window) - at < HEAD_SIZE + key_size:
+            at = self._fill(position, HEAD_SIZE + key_size)
+        stored = self._window[at + HEAD_SIZE : at + HEAD_SIZE + key_size]
+        try:
+            key = frame.decode_key(stored)
+            if stored == frame.KEY_MARKER:
+                value, key = self._long_key(value, end)
+        except UnicodeDecodeError:
+            raise Irregular(position, "the key is not UTF-8") from None
+        entry = Entry(key, position, end, trailer[12], value, own, stored)
+        if self._own_only and not own:
+            raise Irregular(position, "the entry has no checksum")
+        if self._verify and own and stored != frame.SUPERBLOCK_KEY:
+            self.verify(entry, trailer)
+        return entry
+
+    def _long_key(self, position: int, end: int) -> tuple[int, str | None]:
+        """Return where the value goes on behind a real key, and that key."""
+        head = self._read(position, position + 6)
+        size = int.from_bytes(head[2:], "little")
+        if head[:2] != b"0X" or position + 6 + size > end - TRAILER_SIZE:
+            return position, None
+        key = self._read(position + 6, position + 6 + size)
+        return position + 6 + size, key.decode("utf-8", "surrogatepass")
+
+    def verify(self, entry: Entry, trailer: bytes | None = None) -> None:
+        """Raise `Irregular` unless the entry's CRC is right."""
+        if trailer is None:
+            trailer = self._read(entry.end - TRAILER_SIZE, entry.end)
+        crc = int.from_bytes(trailer[1:5], "little")
+        try:
+            crcs = frame.entry_crc(self._read, entry.offset, entry.end, entry.value)
+        except ValueError as error:
+            raise Irregular(entry.offset, str(error)) from None
+        if crc != crcs[0] and crc != crcs[1]:
+            raise Irregular(entry.offset, "the checksum is wrong", "L3")
+
+    def _batch(self, header: Entry) -> Iterator[Entry]:
+        """Yield the batch's entries, its header first; all of them or none."""
+        payload = self._read(header.value + 2, header.value + 18)
+        size, _count = frame.BATCH_ENTRY.unpack(payload)
+        stop = header.offset + size
+        if stop > self._size or size < header.end - header.offset:
+            raise Irregular(header.offset, "the batch is longer than the file", "L5")
+        entries = self._members(header, stop)
+        yield header
+        yield from list(entries) if self._verify else entries
+
+    def _members(self, header: Entry, stop: int) -> Iterator[Entry]:
+        position = header.end
+        while position < stop:
+            try:
+                entry = self._entry(position)
+            except Irregular as error:
+                problem = f"in the batch that begins here, at {error.position}: {error.problem}"
+                raise Irregular(header.offset, problem, "L5") from None
+            if entry is None or entry.end > stop or entry.stored == frame.BATCH_KEY:
+                raise Irregular(header.offset, "the batch ends early", "L5")
+            position = entry.end
+            self.tail = position
+            yield entry
+
+
+def read_entry(read: Read, offset: int, size: int) -> Entry:
+    """Return the entry at `offset`.
+
+    Raises
+    ------
+    Irregular
+        There is none.
+    """
+    entry = Scan(read, offset, size)._entry(offset)
+    if entry is None:
+        raise Irregular(offset, "the terminator stands where an entry should")
+    return entry
+
+
+def find_entry(read: Read, start: int, size: int) -> Entry | None:
+    """Return the first sound entry of pmshelve that begins at or behind `start`, or None.
+
+    Only entries with a right CRC count, so that data that happens to look like an entry does not.
+    """
+    position = start
+    while position + HEAD_SIZE < size:
+        window = read(position, min(position + CHUNK_SIZE, size))
+        at = window.find(b"\x95")
+        while at >= 0 and at + HEAD_SIZE <= len(window):
+            if window[at + 9] == 0x8C:
+                try:
+                    entry = read_entry(read, position + at, size)
+                    if entry.own and entry.stored != frame.SUPERBLOCK_KEY:
+                        Scan(read, position + at, size).verify(entry)
+                        return entry
+                except Irregular:
+                    pass
+            at = window.find(b"\x95", at + 1)
+        if position + len(window) >= size:
+            return None
+        position += len(window) - HEAD_SIZE
+    return None

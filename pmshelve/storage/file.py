@@ -1,0 +1,299 @@
+"""The calls that touch a disk, and nothing else.
+
+All of them go through `system`, a table of primitives that a test may replace: record those and
+everything that can reach a disk is recorded.  Short writes, interrupted calls and the operating
+system's limits on one call end here.
+
+A shared writable map is part of this layer too: assigning to a slice of a `Map` is a write.
+`struct.pack_into` and exported memoryviews are never used on one for the store's own fields, so
+that a subclass with its own `__setitem__` sees every store.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import mmap
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from ..errors import NoSpaceError, StorageError
+
+__all__ = [
+    "CALL_SIZE_MAX",
+    "LOCK_EXCLUSIVE",
+    "Map",
+    "System",
+    "allocate",
+    "boot_id",
+    "copy_range",
+    "datasync",
+    "discard",
+    "map_file",
+    "read_at",
+    "replace",
+    "size_of",
+    "storage_error",
+    "sync_directory",
+    "system",
+    "truncate",
+    "unlink",
+    "write_at",
+    "writev_at",
+]
+
+CALL_SIZE_MAX = 1 << 30
+"""Bytes handed to one read or write; Linux moves at most 2 GiB - 4 KiB, macOS 2 GiB - 1."""
+
+_IOV_MAX = min(1024, os.sysconf("SC_IOV_MAX") if hasattr(os, "sysconf") else 16)
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+LOCK_EXCLUSIVE = fcntl.LOCK_EX | fcntl.LOCK_NB
+
+Map = mmap.mmap
+
+
+class System:
+    """The primitives.  A test's simulated disk replaces an instance's attributes."""
+
+    def __init__(self) -> None:
+        self.open = os.open
+        self.close = os.close
+        self.pread = os.pread
+        self.pwrite = os.pwrite
+        self.pwritev = os.pwritev
+        self.ftruncate = os.ftruncate
+        self.fstat = os.fstat
+        self.stat = os.stat
+        self.rename = os.rename
+        self.link = os.link
+        self.unlink = os.unlink
+        self.flock = fcntl.flock
+        self.mmap: Any = Map
+        self.fdatasync = getattr(os, "fdatasync", os.fsync)
+        self.fsync = os.fsync
+        self.posix_fallocate = getattr(os, "posix_fallocate", None)
+        self.copy_file_range = getattr(os, "copy_file_range", None)
+        self.boot_id = _read_boot_id
+        if sys.platform == "darwin":
+            self.fdatasync = self.fsync = _full_fsync
+
+
+def _full_fsync(fd: int) -> None:
+    # fsync on macOS stops at the drive's cache (its fsync(2) says so).
+    fcntl.fcntl(fd, fcntl.F_FULLFSYNC)  # type: ignore[attr-defined,unused-ignore]
+
+
+def _read_boot_id() -> bytes:
+    """Return 16 bytes that differ from boot to boot; zeros where the system does not tell."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            return bytes.fromhex(file.read().strip().replace("-", ""))
+    except (OSError, ValueError):
+        return bytes(16)
+
+
+system = System()
+
+
+def boot_id() -> bytes:
+    """Return 16 bytes that differ from boot to boot; zeros where the system does not tell."""
+    return system.boot_id()
+
+
+def storage_error(error: OSError, problem: str, path: object = None) -> StorageError:
+    """Return the exception that tells `error` to a user of the package."""
+    if error.errno in _NO_SPACE:
+        return NoSpaceError(
+            problem + ": no space left", path, hint="free some space and try again", cause=error
+        )
+    return StorageError(f"{problem}: {error.strerror or error}", path, cause=error)
+
+
+def size_of(fd: int) -> int:
+    """Return the file's size in bytes."""
+    return system.fstat(fd).st_size
+
+
+def read_at(fd: int, size: int, offset: int) -> bytes:
+    """Return up to `size` bytes from `offset`; fewer only at the file's end."""
+    data = system.pread(fd, min(size, CALL_SIZE_MAX), offset)
+    if len(data) == size or not data:
+        return data
+    parts = [data]
+    done = len(data)
+    while done < size:
+        data = system.pread(fd, min(size - done, CALL_SIZE_MAX), offset + done)
+        if not data:
+            break
+        parts.append(data)
+        done += len(data)
+    return b"".join(parts)
+
+
+def write_at(fd: int, data: bytes | bytearray | memoryview, offset: int) -> None:
+    """Write all of `data` at `offset`.
+
+    Raises
+    ------
+    OSError
+        Some of the bytes may have been written.
+    """
+    size = len(data)
+    if size <= CALL_SIZE_MAX and system.pwrite(fd, data, offset) == size:
+        return
+    # Writing again what a short write wrote already is harmless, and keeps the loop in one place.
+    writev_at(fd, [data], offset)
+
+
+def writev_at(fd: int, buffers: Sequence[bytes | bytearray | memoryview], offset: int) -> int:
+    """Write `buffers` one behind the other from `offset` on; return the bytes written.
+
+    Buffers go to the system as they are: nothing is joined or copied.
+
+    Raises
+    ------
+    OSError
+        Some of the bytes may have been written.
+    """
+    start = offset
+    for group in _groups(buffers):
+        total = sum(len(view) for view in group)
+        written = system.pwritev(fd, group, offset)
+        offset += written
+        while written < total:  # a short write: drop what is done, go on with the rest
+            total -= written
+            group = _rest(group, written)
+            written = system.pwritev(fd, group, offset)
+            if written == 0:
+                raise OSError(errno.EIO, "the system wrote nothing")
+            offset += written
+    return offset - start
+
+
+def _groups(buffers: Sequence[bytes | bytearray | memoryview]) -> list[list[memoryview]]:
+    """Cut `buffers` into byte views that one pwritev call takes."""
+    groups: list[list[memoryview]] = []
+    group: list[memoryview] = []
+    room = CALL_SIZE_MAX
+    for buffer in buffers:
+        view = memoryview(buffer).cast("B") if len(buffer) else memoryview(b"")
+        while len(view):
+            if not room or len(group) == _IOV_MAX:
+                groups.append(group)
+                group, room = [], CALL_SIZE_MAX
+            group.append(view[:room])
+            view, room = view[room:], room - min(room, len(view))
+    if group:
+        groups.append(group)
+    return groups
+
+
+def _rest(group: list[memoryview], written: int) -> list[memoryview]:
+    for position, view in enumerate(group):
+        if written < len(view):
+            return [view[written:], *group[position + 1 :]]
+        written -= len(view)
+    return []
+
+
+def truncate(fd: int, size: int) -> None:
+    """Set the file's size; new bytes are zero and take no blocks."""
+    system.ftruncate(fd, size)
+
+
+def allocate(fd: int, offset: int, size: int) -> None:
+    """Reserve disk blocks for a range, extending the file where it is shorter.
+
+    Where the system has no such call, zeros are written.
+    """
+    if size <= 0:
+        return
+    if system.posix_fallocate is not None:
+        system.posix_fallocate(fd, offset, size)
+        return
+    zeros = bytes(min(size, 1 << 20))
+    for start in range(offset, offset + size, len(zeros)):
+        write_at(fd, zeros[: offset + size - start], start)
+
+
+def datasync(fd: int) -> None:
+    """Return when the file's data and size are on the disk."""
+    system.fdatasync(fd)
+
+
+def sync_directory(path: str) -> None:
+    """Return when the names in the directory that holds `path` are on the disk."""
+    fd = system.open(os.path.dirname(path) or ".", os.O_RDONLY)
+    try:
+        system.fsync(fd)
+    finally:
+        system.close(fd)
+
+
+def replace(source: str, target: str) -> None:
+    """Give the file at `source` the name `target`, atomically."""
+    system.rename(source, target)
+
+
+def unlink(path: str) -> None:
+    """Remove the name `path`."""
+    system.unlink(path)
+
+
+def copy_range(source: int, target: int, size: int, source_offset: int, target_offset: int) -> None:
+    """Copy `size` bytes between two files, inside the kernel where it can."""
+    while size:
+        count = min(size, CALL_SIZE_MAX)
+        copied = 0
+        if system.copy_file_range is not None:
+            try:
+                copied = system.copy_file_range(
+                    source, target, count, source_offset, target_offset
+                )
+            except OSError as error:
+                if error.errno in _NO_SPACE or error.errno == errno.EIO:
+                    raise
+        if not copied:
+            data = read_at(source, min(count, 1 << 20), source_offset)
+            if not data:
+                raise OSError(errno.EIO, "the file ended while it was copied")
+            write_at(target, data, target_offset)
+            copied = len(data)
+        size -= copied
+        source_offset += copied
+        target_offset += copied
+
+
+def map_file(fd: int, size: int, *, writable: bool, offset: int = 0, private: bool = False) -> Any:
+    """Return a `Map` of `size` bytes of the file.
+
+    Parameters
+    ----------
+    writable
+        Stores reach the file (needs a descriptor open for writing).
+    private
+        Stores are allowed and stay in this map (copy on write).
+    """
+    if private:
+        access = mmap.ACCESS_COPY
+    else:
+        access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
+    return system.mmap(fd, size, access=access, offset=offset)
+
+
+def discard(shared: Any, offset: int, size: int) -> bool:
+    """Give back the disk blocks of a range of a shared map; its bytes become zero.
+
+    Both ends must be multiples of the page size.  Returns False where the system cannot.
+    """
+    advice = getattr(mmap, "MADV_REMOVE", None)
+    if advice is None:
+        return False
+    try:
+        shared.madvise(advice, offset, size)
+    except OSError:
+        return False
+    return True

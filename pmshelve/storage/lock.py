@@ -1,0 +1,213 @@
+"""One lock for the threads of this process and for other processes.
+
+`FileLock` is a reentrant in-process lock around an advisory `flock` on the file itself, the lock
+mmappickle takes too.  Lock order: the in-process lock first, then the file's.  A waiter gives up
+after `timeout` seconds.  The file's lock dies with its process; it belongs to the open file
+description, so a forked child shares it and must never unlock (see `renew`).
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import threading
+import time
+
+from ..errors import LockTimeoutError, StorageError
+from . import file as _file
+
+__all__ = ["EXCLUSIVE", "SHARED", "FileLock", "holder_of"]
+
+_BACKOFF_MAX = 0.05
+_UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+
+EXCLUSIVE = fcntl.LOCK_EX | fcntl.LOCK_NB
+SHARED = fcntl.LOCK_SH | fcntl.LOCK_NB
+UNLOCK = fcntl.LOCK_UN
+
+
+class FileLock:
+    """Lock of one open file.
+
+    Parameters
+    ----------
+    fd
+        The file's descriptor.
+    path
+        For messages.
+    timeout
+        Seconds to wait for threads and processes together; None for ever.
+    """
+
+    __slots__ = ("_depth", "_fd", "_held", "_pinned", "_rlock", "path", "timeout")
+
+    def __init__(self, fd: int, path: object, timeout: float | None) -> None:
+        self._fd = fd
+        self._rlock = threading.RLock()
+        self._depth = 0
+        self._held = 0
+        self._pinned = False
+        self.path = path
+        self.timeout = timeout
+
+    def acquire(self, operation: int = EXCLUSIVE) -> None:
+        """Take the lock; nested calls of one thread only count.
+
+        Raises
+        ------
+        LockTimeoutError
+            Somebody held it for longer than `timeout`.
+        StorageError
+            The file system has no locks.
+        """
+        if not self._rlock.acquire(False):
+            self._wait_for_threads()
+        if self._depth or self._pinned:
+            self._depth += 1
+            return
+        try:
+            _file.system.flock(self._fd, operation)
+        except BaseException as error:
+            try:
+                if not isinstance(error, BlockingIOError):
+                    raise self._refusal(error) from None
+                self._wait_for_processes(operation)
+            except BaseException:
+                self._rlock.release()
+                raise
+        self._depth = 1
+
+    def release(self) -> None:
+        """Undo one `acquire`."""
+        self._depth -= 1
+        if not self._depth and not self._pinned:
+            _file.system.flock(self._fd, UNLOCK)
+        self._rlock.release()
+
+    def try_shared(self) -> bool:
+        """Take the lock shared if that needs no waiting for another process."""
+        if not self._rlock.acquire(False):
+            self._wait_for_threads()
+        if not self._depth and not self._pinned:
+            try:
+                _file.system.flock(self._fd, SHARED)
+            except OSError:
+                self._rlock.release()
+                return False
+        self._depth += 1
+        return True
+
+    def enter(self) -> None:
+        """Keep this process's other threads out; other processes go on."""
+        if not self._rlock.acquire(False):
+            self._wait_for_threads()
+
+    def leave(self) -> None:
+        """Undo one `enter`."""
+        self._rlock.release()
+
+    def move(self, fd: int, operation: int = EXCLUSIVE) -> None:
+        """Go over, with the lock held, to another descriptor, locking that and unlocking this.
+
+        Raises
+        ------
+        LockTimeoutError
+            The other one could not be locked; this one still is.
+        """
+        previous = self._fd
+        self._fd = fd
+        try:
+            try:
+                _file.system.flock(fd, operation)
+            except BlockingIOError:
+                self._wait_for_processes(operation)
+        except BaseException:
+            self._fd = previous
+            raise
+        _file.system.flock(previous, UNLOCK)
+
+    def pin(self) -> None:
+        """Keep the file's lock, held now, until `unpin`."""
+        self._pinned = True
+
+    def unpin(self) -> None:
+        """Give back the file's lock at the next release."""
+        self._pinned = False
+        if not self._depth:
+            _file.system.flock(self._fd, UNLOCK)
+
+    @property
+    def held(self) -> bool:
+        """Whether some thread of this process holds the lock for a call (not by `pin`)."""
+        return self._depth > 0
+
+    def rebind(self, fd: int) -> None:
+        """Use another descriptor from now on; nothing is held."""
+        self._fd = fd
+
+    def renew(self) -> None:
+        """Forget all that a fork copied: the threads are gone, the file's lock is the parent's."""
+        self._rlock = threading.RLock()
+        self._depth = 0
+        self._pinned = False
+
+    def _refusal(self, error: BaseException) -> BaseException:
+        if isinstance(error, OSError) and error.errno in _UNSUPPORTED:
+            return StorageError(
+                "the file cannot be locked, so it cannot be shared safely",
+                self.path,
+                hint="open it read-only, or move it to a file system with flock",
+                cause=error,
+            )
+        return error
+
+    def _wait_for_threads(self) -> None:
+        timeout = -1 if self.timeout is None else self.timeout
+        if not self._rlock.acquire(timeout=timeout):
+            raise LockTimeoutError(
+                f"another thread held the lock for {self.timeout} s",
+                self.path,
+                hint="raise timeout=, or end its batch sooner",
+            )
+
+    def _wait_for_processes(self, operation: int) -> None:
+        deadline = None if self.timeout is None else time.monotonic() + self.timeout
+        pause = 0.00005
+        while True:
+            time.sleep(pause)
+            try:
+                _file.system.flock(self._fd, operation)
+                return
+            except BlockingIOError:
+                pass
+            if deadline is not None and time.monotonic() >= deadline:
+                raise LockTimeoutError(
+                    f"locked for {self.timeout} s by {holder_of(self._fd) or 'another opener'}",
+                    self.path,
+                    hint="raise timeout=, or close the store there",
+                )
+            pause = min(pause * 1.5, _BACKOFF_MAX)
+
+
+def holder_of(fd: int) -> str:
+    """Return who holds the lock of the file, such as "process 123 (python3)"; "" if not told.
+
+    Source: proc_locks(5).
+    """
+    try:
+        info = os.fstat(fd)
+        device = f"{os.major(info.st_dev):02x}:{os.minor(info.st_dev):02x}:{info.st_ino}"
+        with open("/proc/locks") as locks:
+            holders = [
+                fields[4]
+                for fields in map(str.split, locks)
+                if len(fields) > 5 and fields[1] == "FLOCK" and fields[5] == device
+            ]
+        names = []
+        for pid in dict.fromkeys(holders):
+            with open(f"/proc/{pid}/comm") as comm:
+                names.append(f"process {pid} ({comm.read().strip()})")
+        return ", ".join(names)
+    except (OSError, ValueError):
+        return ""
