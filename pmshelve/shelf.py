@@ -224,7 +224,7 @@ class NativeShelf(_Shelf):
     def __init__(
         self, store: mmapdict, protocol: int | None = None, writeback: bool = False
     ) -> None:
-        super().__init__(store, protocol, writeback)
+        super().__init__(store, protocol, writeback)  # type: ignore[arg-type]
         # Bound once, because every key goes through one of them.
         self._get: Callable[[str], Any] = store.__getitem__
         self._put: Callable[[str, Any], None] = store.__setitem__

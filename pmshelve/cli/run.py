@@ -53,10 +53,11 @@ def main(arguments: Sequence[str]) -> int:
     register(default)
     if is_module:
         return _run_module(program)
-    importer = pkgutil.get_importer(program[0])
-    if importer is not None:
-        return _run_directory(program, importer)
-    return _run_script(program)
+    path = os.path.join(os.getcwd(), program[0])
+    importer = pkgutil.get_importer(path)
+    if importer is not None:  # a directory or an archive with a __main__.py
+        return _run_spec(importer.find_spec("__main__"), program, path)
+    return _run_script(path, program)
 
 
 def _parse(arguments: Sequence[str]) -> tuple[str | None, bool, list[str]]:
@@ -87,8 +88,7 @@ def _parse(arguments: Sequence[str]) -> tuple[str | None, bool, list[str]]:
     return default, False, rest
 
 
-def _run_script(program: list[str]) -> int:
-    path = os.path.abspath(program[0])
+def _run_script(path: str, program: list[str]) -> int:
     try:
         with io.open_code(path) as file:
             source = file.read()
@@ -120,11 +120,6 @@ def _run_module(program: list[str]) -> int:
     except (ImportError, ValueError) as problem:
         return _not_found(str(problem), 1)
     return _run_spec(spec, program, os.getcwd())
-
-
-def _run_directory(program: list[str], importer: Any) -> int:
-    """Run ``__main__.py`` in a directory or an archive."""
-    return _run_spec(importer.find_spec("__main__"), program, os.path.abspath(program[0]))
 
 
 def _run_spec(spec: ModuleSpec | None, program: list[str], first_path: str) -> int:

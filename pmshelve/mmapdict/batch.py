@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import StateError
 from . import frame
-from .frame import DEAD, encode_entry, encode_key, lay_out
+from .frame import LIVE, encode_entry, encode_key, lay_out
 from .picklers.base import Foreign
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class Batch:
         if entry is None:
             return False
         old = store._index.old(store._log, entry)
-        if known is _MISSING and store._log.byte(old[0]) == DEAD:
+        if known is _MISSING and store._log.byte(old[0]) != LIVE:
             return False
         self.olds.append(old)
         return True

@@ -226,7 +226,7 @@ class Checkpoint:
             return self._pairs_numpy(numpy)
         hashes: list[int] = []
         offsets: list[int] = []
-        for bucket_hashes, bucket_offsets in self._slots():
+        for bucket_hashes, bucket_offsets in self.slots():
             used = BUCKET_SLOTS - bucket_hashes.count(0)
             hashes += bucket_hashes[:used]
             offsets += bucket_offsets[:used]
@@ -240,7 +240,7 @@ class Checkpoint:
         used = hashes != 0
         return hashes[used], offsets[used]
 
-    def _slots(self) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    def slots(self) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
         """Yield the hashes and the offsets of each bucket."""
         for bucket in range(self.buckets):
             _, at = self._hashes_of(bucket)
@@ -255,7 +255,7 @@ class Checkpoint:
         layout = _Layout(self)
         slot = 0
         try:
-            for hashes, offsets in self._slots():
+            for hashes, offsets in self.slots():
                 at = self._first + slot // BUCKET_SLOTS * BUCKET_SIZE
                 for pair in zip(hashes, offsets, strict=True):
                     for problem in layout.next(slot, *pair):

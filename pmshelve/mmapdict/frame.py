@@ -459,6 +459,8 @@ def entry_crc(read: Read, offset: int, end: int, value_start: int) -> tuple[int,
         for start, size in walk(read, value_start, stop):
             crc = crc32(read(position, start), crc)
             position = start + size
+    if position == stop:  # the value is a blob and nothing else: no REDUCE
+        return crc, crc
     while stop - 1 - position > _BIG:
         crc = crc32(read(position, position + _BIG), crc)
         position += _BIG

@@ -115,7 +115,7 @@ class Index:
             self._doubles = [
                 offset
                 for key in loader.entries
-                if (offset := self._in_chain(log, key)) is not None
+                if (offset := self.find(log, key)) is not None
             ]
         if locked:
             self._repair(log, loader, size, boot, suspect=suspect)
@@ -124,6 +124,8 @@ class Index:
         pointer = log.field(frame.INDEX_OFFSET)
         if pointer is None or max(pointer[0] + pointer[1], pointer[2]) > size:
             return []
+        if pointer[0] + pointer[1] > len(log.map):
+            log.remap()
         try:
             return open_chain(log.map, pointer[0], pointer[1])
         except CorruptionError as error:
@@ -255,7 +257,7 @@ class Index:
                 continue
             old = entries.pop(key, _MISSING)
             if old is _MISSING and not self.complete:
-                old = self._in_chain(log, key)
+                old = self.find(log, key)
             if old is not _MISSING and old is not None:
                 self._doubles.append(old if isinstance(old, int) else old[4])
             if entry.flag != DEAD:
@@ -266,48 +268,38 @@ class Index:
     # Looking up -------------------------------------------------------------------------------
 
     def lookup(self, log: Log, key: str) -> Place | int | None:
-        """Return where the newest entry of `key` is, asking the checkpoints if need be."""
+        """Return where the newest entry of `key` is, which may be dead."""
         entry = self.entries.get(key, _MISSING)
         if entry is _MISSING:
-            if self.complete:
-                return None
-            offset = self._in_chain(log, key)
-            if offset is None:
-                return None
-            flag, _reduces, _size = self.extent(log, offset)
-            return offset if log.byte(flag) != DEAD else None
+            return None if self.complete else self.find(log, key)
         return entry  # type: ignore[no-any-return]
 
-    def _in_chain(self, log: Log, key: str) -> int | None:
+    def find(self, log: Log, key: str) -> int | None:
         """Return the offset of the newest entry of `key` that a checkpoint knows, live or dead."""
-        chain = self._chain
-        if not chain:
-            return None
-        stored = key.encode("utf-8", "surrogatepass")
+        try:
+            stored = key.encode()
+        except UnicodeEncodeError:
+            stored = key.encode("utf-8", "surrogatepass")
         hashed = hash_key(stored)
-        head = b"\x8c" + bytes((len(stored),)) + stored if len(stored) <= 255 else b""
         m = log.map
         try:
-            for table in chain:
+            for table in self._chain:
                 if table.view is not m:
                     table.view = m
                 offset = table.first(hashed)
-                if not offset:
-                    continue
-                if m[offset + 9 : offset + 9 + len(head)] == head and head:
-                    return offset
-                for offset in table.find(hashed):
-                    if read_entry(log.read, offset, log.tail).key == key:
+                if offset:
+                    size = len(stored)
+                    start = offset + HEAD_SIZE
+                    if m[start : start + size] == stored and m[start - 1] == size:
                         return offset
+                    for offset in table.find(hashed):
+                        if read_entry(log.read, offset, log.tail).key == key:
+                            return offset
         except (CorruptionError, Irregular, IndexError) as error:
             raise CorruptionError(
                 f"the index checkpoint is broken ({error})", log.name, hint="run fsck()"
             ) from error
         return None
-
-    def is_absent(self, log: Log, key: str) -> bool:
-        """Whether no checkpoint knows the key, nor does `entries` (as the caller saw)."""
-        return self._in_chain(log, key) is None
 
     def memo(self, log: Log) -> int:
         """Return the first memo index that is free for opcodes of mmappickle's kind."""
@@ -430,8 +422,6 @@ class Index:
         end = log.tail
         log.append_layout(layout, None, live=False)
         log.set_field(frame.INDEX_OFFSET, layout.blobs[0][0], len(data), end)
-        if layout.blobs[0][0] + len(data) > len(log.map):
-            log.remap(log.tail)
         self._chain = self._open_chain(log, log.tail)
         self.fresh = 0
 

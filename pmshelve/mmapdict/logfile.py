@@ -146,7 +146,7 @@ class Log:
         stage = self.staging
         if stage is not None and stop > self.tail:
             stage.flush()  # a batch reads what it wrote itself
-        elif stop <= len(self.map):
+        elif stop <= len(self.map) and stop <= self.tail + TERMINATOR_SIZE:
             return self.map[start:stop]  # type: ignore[no-any-return]
         return disk.read_at(self.fd, stop - start, start)
 

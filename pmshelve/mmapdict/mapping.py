@@ -35,14 +35,14 @@ from ..storage import file as disk
 from ..storage.lock import EXCLUSIVE, SHARED
 from . import frame, index, vacuum
 from .batch import Batch
-from .frame import DEAD, FACES, FACE_OFFSET, MARK_EXCLUSIVE, MARK_REPLACED, MARKS_OFFSET
+from .frame import DEAD, FACES, FACE_OFFSET, LIVE, MARK_EXCLUSIVE, MARK_REPLACED, MARKS_OFFSET
 from .frame import encode_entry, encode_key, lay_out
 from .index import Index, NeedsLock, Old, Place
 from .logfile import CLEAN, Log, open_descriptor
 from .opening import current_boot, open_log, prepare
 from .picklers.base import Foreign
 from .picklers.builtin import Codec
-from .scan import Irregular, read_entry
+from .scan import Irregular, place_of_bytes, read_entry
 from .stats import Stats, collect
 from .views import PUNCH_SIZE_MIN, Views
 
@@ -359,16 +359,18 @@ class mmapdict(MutableMapping[str, Any]):  # noqa: N801 (the name is mmappickle'
         if entry.__class__ is tuple and self._batch is None:
             log = self._log
             m = log.map
-            try:
-                _, start, stop, decoder, _, _ = entry  # type: ignore[misc]
-                if decoder is None:
-                    value = m[start:stop]
-                else:
-                    value = decoder(self._views, start, stop)
-                if m[entry[0]] == 0x88 and (m[18:116] == log.state or log.exclusive):  # type: ignore[index]
-                    return value
-            except Exception:  # noqa: S110 (done again below, where it is known to be the value's)
-                pass
+            # Looked at before, since the file may have shrunk; and after, since it may have moved.
+            if log.exclusive or m[18:116] == log.state:
+                flag, start, stop, decoder, _, _ = entry  # type: ignore[misc]
+                try:
+                    if decoder is None:
+                        value = m[start:stop]
+                    else:
+                        value = decoder(self._views, start, stop)
+                    if m[flag] == 0x88 and (log.exclusive or m[18:116] == log.state):
+                        return value
+                except Exception:  # noqa: S110 (done again below, where it is known to be real)
+                    pass
         return self._get(key)
 
     def _get(self, key: str) -> Any:
@@ -433,51 +435,72 @@ class mmapdict(MutableMapping[str, Any]):  # noqa: N801 (the name is mmappickle'
         sure
             Writers are kept out, so that a dead flag is an answer.
         """
-        log, known = self._log, self._index
-        if not isinstance(key, str):
+        if key.__class__ is not str and not isinstance(key, str):
             hash(key)
             return None
-        staged = self._batch.changes.get(key, _DEFAULT) if self._in_batch() else _DEFAULT
-        if staged is not _DEFAULT:
+        log = self._log
+        batch = self._batch
+        if batch is not None and batch.owner == threading.get_ident() and key in batch.changes:
+            staged = batch.changes[key]
             return None if staged is None else self._resolve(staged, key)
-        entry = known.lookup(log, key)
+        entries = self._entries
+        entry = entries.get(key, _DEFAULT)
+        known = entry is not _DEFAULT
+        if not known:
+            entry = None if self._index.complete else self._index.find(log, key)
         if entry is None:
             return None
-        place = entry if isinstance(entry, tuple) else self._resolve(entry, key)
-        if log.byte(place[0]) == DEAD:
+        place: Place = entry if entry.__class__ is tuple else self._resolve(entry, key)
+        flag = place[0]
+        m = log.map
+        state = m[flag] if flag < len(m) else log.byte(flag)
+        # REPLACED and yet the newest: its successor was lost, and this store may not mend it. What
+        # a checkpoint knows proves nothing of the kind: it leaves out what was dead by then.
+        if state != LIVE and (state == DEAD or not known or log.writable):
             if sure and log.lock.held:
-                self._entries.pop(key, None)
-                if not known.complete:
-                    self._entries[key] = None
+                entries.pop(key, None)
+                if not self._index.complete:
+                    entries[key] = None
             return None
-        if place is not entry:
+        if not known:
+            entries.setdefault(key, place)  # a writer's newer one stays
+        elif entry is not place:
             self._remember(key, entry, place)
         return place
 
     def _remember(self, key: str, entry: int, place: Place) -> None:
         """Keep a place that was found, unless the key has moved on meanwhile."""
-        log = self._log
-        log.lock.enter()
-        try:
-            if self._entries.get(key, entry) == entry:
-                self._entries[key] = place
-        finally:
-            log.lock.leave()
+        lock = self._log.lock
+        if lock.try_enter():
+            try:
+                if self._entries.get(key) == entry:
+                    self._entries[key] = place
+            finally:
+                lock.leave()
 
     def _resolve(self, offset: int, key: str) -> Place:
         """Return the place of the entry at `offset`, its value's opcodes looked at."""
         log = self._log
+        stage = log.staging
+        if offset < log.tail:
+            limit = log.tail
+            place = place_of_bytes(log.map, offset, limit)
+            if place is not None and self._codec.plain:
+                return place
+        else:
+            limit = log.tail if stage is None else stage.position
         try:
-            entry = read_entry(log.read, offset, max(log.tail, offset) + (1 << 62))
-            stop = entry.end - (frame.TRAILER_SIZE if entry.own else 8)
-            start, end, decoder = self._codec.resolve(
-                self._views, entry.value, stop, own=entry.own
-            )
-            reduces = entry.own and frame.reduces_at(log.read(entry.value, min(entry.value + 32, stop)))
+            entry = read_entry(log.read, offset, limit)
         except Irregular as error:
             raise CorruptionError(
                 error.problem, log.name, key, "run fsck()", offset=offset, invariant="L2"
             ) from None
+        value, own = entry.value, entry.own
+        stop = entry.end - (frame.TRAILER_SIZE if own else 8)
+        start, end, decoder = self._codec.resolve(self._views, value, stop, own=own)
+        reduces = own and decoder is not None and frame.reduces_at(
+            log.read(value, min(value + 32, stop))
+        )
         return entry.end - 2, start, end, decoder, offset, reduces
 
     def _in_batch(self) -> bool:
@@ -495,7 +518,7 @@ class mmapdict(MutableMapping[str, Any]):  # noqa: N801 (the name is mmappickle'
                 if m[18:116] == log.state or log.exclusive:
                     if known.complete or key in self._entries:
                         return False
-                    if key.__class__ is str and known.is_absent(log, key):  # type: ignore[arg-type]
+                    if key.__class__ is str and known.find(log, key) is None:  # type: ignore[arg-type]
                         return False
             elif entry.__class__ is tuple:
                 flag = entry[0]  # type: ignore[index]
@@ -548,6 +571,7 @@ class mmapdict(MutableMapping[str, Any]):  # noqa: N801 (the name is mmappickle'
         log, known = self._log, self._index
         self._refresh()
         if self._in_batch() and self._batch is not None:
+            known.sweep(log)
             changes = self._batch.changes
             kept = [key for key in known.keys(log) if key not in changes]
             return kept + [key for key, entry in changes.items() if entry is not None]
@@ -670,7 +694,7 @@ class mmapdict(MutableMapping[str, Any]):  # noqa: N801 (the name is mmappickle'
             flag = old[0]
         m = log.map
         alive = m[flag] if flag < len(m) else log.byte(flag)
-        return None if alive == DEAD else old
+        return old if alive == LIVE else None
 
     def _append_large(self, stored: bytes, prefix: bytes, encoded: Any, old: Old | None) -> None:
         log = self._log

@@ -19,7 +19,7 @@ import struct
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-from ..errors import CorruptionError
+from pmshelve.errors import CorruptionError
 
 __all__ = [
     "APPENDS",
@@ -135,9 +135,9 @@ class Call(NamedTuple):
 
 
 class Buffer(NamedTuple):
-    """NEXT_BUFFER: the out-of-band buffer with this index."""
+    """NEXT_BUFFER: an out-of-band buffer, counted from 0."""
 
-    index: int
+    number: int
 
 
 # Padding ----------------------------------------------------------------------------------------
@@ -496,6 +496,7 @@ def parse(data: bytes) -> Any:
 # Large data -------------------------------------------------------------------------------------
 
 _PROBE_SIZE: Final = PAD_SIZE_MAX + 9
+_PAD_OPCODES: Final = (NONE, BININT1, SHORT_BINBYTES)
 
 
 def find_buffers(read: Read, start: int, stop: int) -> tuple[list[tuple[int, int]], int]:
@@ -517,10 +518,10 @@ def find_buffers(read: Read, start: int, stop: int) -> tuple[list[tuple[int, int
     CorruptionError
         Data reaches past `stop`.
     """
-    found = []
+    found: list[tuple[int, int]] = []
     while True:
         probe = read(start, min(stop, start + _PROBE_SIZE))
-        index = skip_padding(probe, 0)
+        index = skip_padding(probe, 0) if probe[:1] in _PAD_OPCODES else 0
         header = probe[index : index + 9]
         if header[:1] != BYTEARRAY8 or len(header) < 9:
             if index == 0:

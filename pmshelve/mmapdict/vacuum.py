@@ -124,23 +124,14 @@ def _is_reclaimable(store: mmapdict) -> bool:
             entry.offset < offset < entry.end for offset in in_use
         ):
             continue
-        if entry.key is None or not _is_newest(store, entry):
-            return True
+        return True
     return False
-
-
-def _is_newest(store: mmapdict, entry: Entry) -> bool:
-    """Whether a REPLACED entry is the newest of its key, and so counts as live."""
-    if entry.flag != frame.REPLACED or entry.key is None:
-        return False
-    known = store._index.lookup(store._log, entry.key)
-    return known is not None and entry.offset == (known if isinstance(known, int) else known[4])
 
 
 def _live_offsets(store: mmapdict) -> Iterator[int]:
     log = store._log
     for entry in Scan(log.read, FIRST_ENTRY, log.tail + len(TERMINATOR)):
-        if entry.key is not None and (entry.flag == frame.LIVE or _is_newest(store, entry)):
+        if entry.key is not None and entry.flag == frame.LIVE:
             yield entry.offset
 
 

@@ -9,9 +9,10 @@ no checksum.
 from __future__ import annotations
 
 import functools
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from pmshelve.mmapdict.frame import Read
+if TYPE_CHECKING:
+    from pmshelve.mmapdict.frame import Read
 
 __all__ = ["find_fault"]
 

@@ -103,6 +103,10 @@ class FileLock:
         if not self._rlock.acquire(False):
             self._wait_for_threads()
 
+    def try_enter(self) -> bool:
+        """Do as `enter` if no other thread is in."""
+        return self._rlock.acquire(False)
+
     def leave(self) -> None:
         """Undo one `enter`."""
         self._rlock.release()

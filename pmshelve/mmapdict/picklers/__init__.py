@@ -7,7 +7,7 @@ has.  Nothing here imports NumPy before the program has, or an array is read.
 
 from __future__ import annotations
 
-from .base import BasePickler
-from .builtin import ArrayPickler, GenericPickler, MaskedArrayPickler
+from pmshelve.mmapdict.picklers.base import BasePickler
+from pmshelve.mmapdict.picklers.builtin import ArrayPickler, GenericPickler, MaskedArrayPickler
 
 __all__ = ["ArrayPickler", "BasePickler", "GenericPickler", "MaskedArrayPickler"]

@@ -17,30 +17,35 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable, Iterator
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy
 
-from ...errors import CorruptionError
-from ..opcodes import STOP, TUPLE1, Buffer, Call, Global, emit, parse
-from .base import Blob, Encoded, Source
-from .dtypes import dtype_spec, load_dtype
-from .empty import EmptyNDArray
-from .generic import BUFFERS_END, BUFFERS_HEAD, RAW_PROTO, encode_generic
-from .plain import encode_raw
+from pmshelve.errors import CorruptionError
+from pmshelve.mmapdict.opcodes import STOP, TUPLE1, Buffer, Call, Global, emit, parse
+from pmshelve.mmapdict.picklers.base import Blob, Encoded, Places, Source
+from pmshelve.mmapdict.picklers.dtypes import dtype_spec, load_dtype
+from pmshelve.mmapdict.picklers.generic import BUFFERS_END, BUFFERS_HEAD, RAW_PROTO, encode_generic
+from pmshelve.mmapdict.picklers.plain import encode_raw
+
+if TYPE_CHECKING:
+    from pmshelve.mmapdict.picklers.empty import EmptyNDArray
 
 __all__ = [
     "CHUNK_SIZE",
     "NDARRAY",
     "ArrayDecoder",
     "array_decoder",
+    "check_size",
     "chunks_of",
     "encode_array",
     "encode_empty",
+    "load_array",
     "make_decoder",
     "order_of",
-    "parse_array",
 ]
+
+Order = Literal["C", "F"]
 
 CHUNK_SIZE: Final = 1 << 20
 """Bytes of a non-contiguous array that are made contiguous at a time."""
@@ -52,7 +57,7 @@ _BYTE: Final = numpy.dtype(numpy.uint8)
 # Encode -----------------------------------------------------------------------------------------
 
 
-def order_of(array: Any) -> str:
+def order_of(array: Any) -> Order:
     """Return the order, 'C' or 'F', in which `chunks_of` hands over the array's items."""
     return "F" if array.flags.fnc else "C"
 
@@ -103,13 +108,13 @@ def encode_empty(stub: EmptyNDArray) -> Encoded:
     return [BUFFERS_HEAD, blob, *_tail(stub.shape, spec, "C")], True
 
 
-def _tail(shape: tuple[int, ...], spec: Any, order: str) -> list[bytes | Blob]:
+def _tail(shape: tuple[int, ...], spec: Any, order: Order) -> list[bytes | Blob]:
     if type(spec) is str:
         return _cached_tail(shape, spec, order)
     return _make_tail(shape, spec, order)
 
 
-def _make_tail(shape: tuple[int, ...], spec: Any, order: str) -> list[bytes | Blob]:
+def _make_tail(shape: tuple[int, ...], spec: Any, order: Order) -> list[bytes | Blob]:
     call = Call(NDARRAY, (shape, spec, Buffer(0), 0, None, order))
     pieces = encode_raw([RAW_PROTO + emit(call) + STOP])
     if len(pieces) == 1 and type(pieces[0]) is bytes:
@@ -131,7 +136,7 @@ class ArrayDecoder:
     kind = "array"
     __slots__ = ("dtype", "nbytes", "order", "shape")
 
-    def __init__(self, shape: tuple[int, ...], dtype: numpy.dtype[Any], order: str) -> None:
+    def __init__(self, shape: tuple[int, ...], dtype: numpy.dtype[Any], order: Order) -> None:
         self.shape = shape
         self.dtype = dtype
         self.order = order
@@ -151,43 +156,56 @@ class ArrayDecoder:
             return _new_array(
                 numpy.ndarray, self.shape, self.dtype, buffer, position, None, self.order
             )
-        array: Any = _new_array(
-            _memmap, self.shape, self.dtype, buffer, position, None, self.order
-        )
+        array: Any = _new_array(_memmap, self.shape, self.dtype, buffer, position, None, self.order)
         if mode == "r":
             array.flags.writeable = False
-        array._mmap = buffer
+        array._mmap = buffer  # noqa: SLF001  # whence views of it have it
         array.filename = source.path
         array.offset = start
         array.mode = mode
         return array
 
 
-@functools.lru_cache(1024)
-def parse_array(raw: bytes) -> ArrayDecoder | None:
-    """Return the decoder for the raw pickle of a top-level array; None if it is none."""
-    call = parse(raw)
-    return array_decoder(call) if type(call) is Call and call.function == NDARRAY else None
-
-
-def array_decoder(call: Call) -> ArrayDecoder:
-    """Return the decoder for a parsed call of `numpy.ndarray`.
+def array_decoder(raw: bytes, places: Places) -> ArrayDecoder | None:
+    """Return the decoder for the raw pickle of a top-level array; None if it is none.
 
     Raises
     ------
     CorruptionError
-        Its arguments are not those of an array in a file.
+        It is one, but not as arrays are written, or not of its buffer's size.
     """
-    arguments = call.arguments
-    if len(arguments) != 6:
-        raise CorruptionError("an array has not six arguments")
-    shape, spec, buffer, offset, strides, order = arguments
-    if type(buffer) is not Buffer or (offset, strides) != (0, None) or order not in ("C", "F"):
+    decoder = _parse_array(raw)
+    if decoder is not None:
+        check_size(decoder, places, 0)
+    return decoder
+
+
+@functools.lru_cache(1024)
+def _parse_array(raw: bytes) -> ArrayDecoder | None:
+    call = parse(raw)
+    if type(call) is not Call or call.function != NDARRAY:
+        return None
+    return load_array(call, 0)
+
+
+def load_array(call: Any, index: int) -> ArrayDecoder:
+    """Return the decoder for a parsed call of `numpy.ndarray` on the buffer of this index."""
+    if type(call) is not Call or call.function != NDARRAY or len(call.arguments) != 6:
+        raise CorruptionError("an array is not a call with six arguments")
+    shape, spec, buffer, offset, strides, order = call.arguments
+    is_plain = buffer == Buffer(index) and (offset, strides) == (0, None) and order in ("C", "F")
+    if not is_plain:
         raise CorruptionError("an array's buffer or order is not written as it should be")
     return make_decoder(shape, load_dtype(spec), order)
 
 
-def make_decoder(shape: Any, dtype: numpy.dtype[Any], order: str) -> ArrayDecoder:
+def check_size(decoder: ArrayDecoder, places: Places, index: int) -> None:
+    """Raise CorruptionError unless an array is exactly as large as its buffer."""
+    if index >= len(places) or decoder.nbytes != places[index][1]:
+        raise CorruptionError("an array is not as large as its buffer", offset=places[0][0])
+
+
+def make_decoder(shape: Any, dtype: numpy.dtype[Any], order: Order) -> ArrayDecoder:
     """Return the decoder for arrays of this form, if there can be any."""
     if type(shape) is not tuple or any(type(size) is not int or size < 0 for size in shape):
         raise CorruptionError("an array's shape is not one")

@@ -18,8 +18,9 @@ import weakref
 from collections.abc import Callable, Iterable
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
-from ..opcodes import BYTEARRAY8
-from .memo import renumber_memo
+from pmshelve.mmapdict.opcodes import BYTEARRAY8
+from pmshelve.mmapdict.picklers.memo import renumber_memo
+from pmshelve.storage import file as disk
 
 __all__ = [
     "BasePickler",
@@ -29,6 +30,7 @@ __all__ = [
     "Encoded",
     "FileSource",
     "Foreign",
+    "Places",
     "Resolved",
     "Source",
 ]
@@ -98,6 +100,9 @@ class Source(Protocol):
 
 Decoder = Callable[[Source, int, int], Any]
 Resolved = tuple[int, int, "Decoder | None"]
+Places = list[tuple[int, int]]
+"""Offset and size of each buffer."""
+
 Body = bytes | list["bytes | Blob"]
 Encoded = tuple[Body, bool]
 
@@ -124,6 +129,7 @@ class FileSource:
         self.mmap_mode = "r+" if file.writable() else "r"
 
     def read(self, start: int, stop: int) -> bytes:
+        """Return the file's bytes from one offset to another."""
         position = self._file.tell()
         try:
             self._file.seek(start)
@@ -132,10 +138,12 @@ class FileSource:
             self._file.seek(position)
 
     def window(self, start: int, stop: int) -> tuple[Any, int]:
+        """Return a new map that holds these bytes, and the place of the first in it."""
         self._file.flush()
         base = start - start % mmap.ALLOCATIONGRANULARITY
-        access = mmap.ACCESS_WRITE if self.mmap_mode == "r+" else mmap.ACCESS_READ
-        return mmap.mmap(self._file.fileno(), stop - base, access=access, offset=base), start - base
+        writable = self.mmap_mode == "r+"
+        shared = disk.map_file(self._file.fileno(), stop - base, writable=writable, offset=base)
+        return shared, start - base
 
 
 class BasePickler:
@@ -171,7 +179,7 @@ class BasePickler:
         parent = self._parent_object()
         if parent is None:
             raise ReferenceError("the store of this pickler is gone")
-        return parent._file
+        return parent._file  # noqa: SLF001  # mmappickle's picklers use it by this name
 
     def is_valid(self, offset: int, length: int) -> bool:
         """Return whether the `length` bytes at `offset` are a value this pickler reads."""

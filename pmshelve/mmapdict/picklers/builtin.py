@@ -11,13 +11,21 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-from ...errors import CorruptionError, UnsupportedTypeError
-from ..opcodes import REDUCE, pad
-from .base import BasePickler, Blob, Body, Encoded, FileSource, Foreign, Resolved, Source
-from .codec import encode, resolve
-from .empty import EmptyNDArray
-from .generic import encode_generic
-from .plain import ENCODERS as PLAIN_ENCODERS
+from pmshelve.errors import CorruptionError, UnsupportedTypeError
+from pmshelve.mmapdict.opcodes import REDUCE, pad
+from pmshelve.mmapdict.picklers.base import (
+    BasePickler,
+    Body,
+    Encoded,
+    FileSource,
+    Foreign,
+    Resolved,
+    Source,
+)
+from pmshelve.mmapdict.picklers.codec import encode, resolve
+from pmshelve.mmapdict.picklers.empty import EmptyNDArray
+from pmshelve.mmapdict.picklers.generic import encode_generic
+from pmshelve.mmapdict.picklers.plain import ENCODERS as PLAIN_ENCODERS
 
 __all__ = ["ArrayPickler", "Codec", "GenericPickler", "MaskedArrayPickler", "discover"]
 
@@ -27,10 +35,12 @@ class _BuiltinPickler(BasePickler):
 
     _decoder_kind: str | None = None
 
-    def _encode(self, obj: Any) -> Encoded:
+    def encode(self, obj: Any) -> Encoded:
+        """Return the opcodes of a value (see `codec.encode`)."""
         return encode(obj)
 
-    def _resolve(self, source: Source, start: int, stop: int, own: bool) -> Resolved | None:
+    def resolve(self, source: Source, start: int, stop: int, own: bool) -> Resolved | None:
+        """Find out what value this is (see `codec.resolve`); None if it is not this pickler's."""
         resolved = resolve(source, start, stop, own=own)
         kind = getattr(resolved[2], "kind", None)
         return resolved if kind == self._decoder_kind else None
@@ -38,13 +48,13 @@ class _BuiltinPickler(BasePickler):
     def is_valid(self, offset: int, length: int) -> bool:
         source = FileSource(self._file)
         try:
-            return self._resolve(source, offset, offset + length, True) is not None
+            return self.resolve(source, offset, offset + length, True) is not None
         except ValueError:
             return False
 
     def read(self, offset: int, length: int) -> tuple[Any, int]:
         source = FileSource(self._file)
-        resolved = self._resolve(source, offset, offset + length, True)
+        resolved = self.resolve(source, offset, offset + length, True)
         if resolved is None:
             raise CorruptionError(f"{type(self).__name__} does not read this value", offset=offset)
         start, stop, decoder = resolved
@@ -52,7 +62,7 @@ class _BuiltinPickler(BasePickler):
         return value, length
 
     def write(self, obj: Any, offset: int, memo_start_idx: int = 0) -> tuple[int, int]:
-        body, reduces = self._encode(obj)
+        body, reduces = self.encode(obj)
         file = self._file
         position = file.tell()
         try:
@@ -101,7 +111,7 @@ class ArrayPickler(_BuiltinPickler):
         numpy = sys.modules.get("numpy")
         if numpy is None or type(obj) not in (numpy.ndarray, numpy.memmap):
             return False
-        from .dtypes import dtype_spec
+        from pmshelve.mmapdict.picklers.dtypes import dtype_spec
 
         return dtype_spec(obj.dtype) is not None
 
@@ -116,7 +126,7 @@ class MaskedArrayPickler(_BuiltinPickler):
         """Return whether `obj` is a masked array of plain data."""
         if "numpy.ma" not in sys.modules:
             return False
-        from .masked import is_mappable
+        from pmshelve.mmapdict.picklers.masked import is_mappable
 
         return is_mappable(obj)
 
@@ -130,10 +140,12 @@ class GenericPickler(_BuiltinPickler):
         """Return True; what does not pickle is found out by trying."""
         return True
 
-    def _encode(self, obj: Any) -> Encoded:
+    def encode(self, obj: Any) -> Encoded:
+        """Return the opcodes of a value; of an array too, as of any other object."""
         return encode(obj) if type(obj) in PLAIN_ENCODERS else encode_generic(obj)
 
-    def _resolve(self, source: Source, start: int, stop: int, own: bool) -> Resolved | None:
+    def resolve(self, source: Source, start: int, stop: int, own: bool) -> Resolved | None:
+        """Find out what value this is; an array is then like any other object."""
         return resolve(source, start, stop, own=own, literal=False)
 
 
@@ -142,9 +154,7 @@ class GenericPickler(_BuiltinPickler):
 _BUILTIN: Final = (ArrayPickler, MaskedArrayPickler, GenericPickler)
 
 
-def discover(
-    parent: Any, picklers: Iterable[type[BasePickler]] | None = None
-) -> list[BasePickler]:
+def discover(parent: Any, picklers: Iterable[type[BasePickler]] | None = None) -> list[BasePickler]:
     """Return picklers for a store, in the order in which they are tried.
 
     Parameters
@@ -181,6 +191,8 @@ class Codec:
         Takes a source, two offsets and `own`; returns `Resolved` (see module `codec`).
     picklers
         In the order in which they are tried.
+    plain
+        Whether they are just the built-in ones.
 
     Raises
     ------
@@ -190,13 +202,15 @@ class Codec:
         From `resolve`: no pickler reads the value.
     """
 
-    __slots__ = ("encode", "picklers", "resolve")
+    __slots__ = ("encode", "picklers", "plain", "resolve")
 
     def __init__(self, parent: Any, picklers: Iterable[type[BasePickler]] | None = None) -> None:
         self.picklers = discover(parent, picklers)
         self.encode: Callable[[Any], Encoded | Foreign] = encode
         self.resolve: Callable[..., Resolved] = resolve
+        self.plain = True
         if tuple(type(pickler) for pickler in self.picklers) != _BUILTIN:
+            self.plain = False
             # Not bound methods: the store must not be kept alive by a cycle.
             self.encode = functools.partial(_encode_with, self.picklers)
             self.resolve = functools.partial(_resolve_with, self.picklers)
@@ -206,7 +220,7 @@ def _encode_with(picklers: list[BasePickler], value: Any) -> Encoded | Foreign:
     for pickler in picklers:
         if pickler.is_picklable(value):
             if isinstance(pickler, _BuiltinPickler) and type(pickler) in _BUILTIN:
-                return pickler._encode(value)
+                return pickler.encode(value)
             return Foreign(pickler, value)
     raise UnsupportedTypeError(
         f"no pickler of this store takes an object of type {type(value).__qualname__}"
@@ -218,7 +232,7 @@ def _resolve_with(
 ) -> Resolved:
     for pickler in picklers:
         if isinstance(pickler, _BuiltinPickler) and type(pickler) in _BUILTIN:
-            resolved = pickler._resolve(source, start, stop, own)
+            resolved = pickler.resolve(source, start, stop, own)
             if resolved is not None:
                 return resolved
         elif pickler.is_valid(start, stop - start):
@@ -226,5 +240,5 @@ def _resolve_with(
     raise CorruptionError("no pickler of this store reads the value", source.path, offset=start)
 
 
-def _read_with(pickler: BasePickler, source: Source, start: int, stop: int) -> Any:
+def _read_with(pickler: BasePickler, _source: Source, start: int, stop: int) -> Any:
     return pickler.read(start, stop - start)[0]

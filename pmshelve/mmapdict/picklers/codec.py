@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from ...errors import CorruptionError
-from ..opcodes import (
+from pmshelve.errors import CorruptionError
+from pmshelve.mmapdict.opcodes import (
     COVERED_SIZE_MAX,
     PAD_SIZE_MAX,
     POP,
@@ -17,9 +17,8 @@ from ..opcodes import (
     find_buffers,
     is_padding,
 )
-from .base import Encoded, Resolved, Source
-from .empty import EmptyNDArray
-from .generic import (
+from pmshelve.mmapdict.picklers.empty import EmptyNDArray
+from pmshelve.mmapdict.picklers.generic import (
     ARRAY_RAW_HEAD,
     BUFFERS_END,
     BUFFERS_HEAD,
@@ -30,9 +29,12 @@ from .generic import (
     encode_generic,
     forget_writers,
 )
-from .legacy import LEGACY_HEADS, decode_body, resolve_legacy_array
-from .plain import ENCODERS as PLAIN_ENCODERS
-from .plain import resolve_plain
+from pmshelve.mmapdict.picklers.legacy import LEGACY_HEADS, decode_body, resolve_legacy_array
+from pmshelve.mmapdict.picklers.plain import ENCODERS as PLAIN_ENCODERS
+from pmshelve.mmapdict.picklers.plain import resolve_plain
+
+if TYPE_CHECKING:
+    from pmshelve.mmapdict.picklers.base import Decoder, Encoded, Places, Resolved, Source
 
 __all__ = ["encode", "resolve"]
 
@@ -42,7 +44,7 @@ __all__ = ["encode", "resolve"]
 def _load_array_encoders() -> None:
     import numpy
 
-    from .array import encode_array
+    from pmshelve.mmapdict.picklers.array import encode_array
 
     _ENCODERS[numpy.ndarray] = _ENCODERS[numpy.memmap] = encode_array
     forget_writers()
@@ -53,13 +55,13 @@ def _load_array_encoders() -> None:
 def _load_masked_encoders() -> None:
     import numpy.ma
 
-    from .masked import encode_masked
+    from pmshelve.mmapdict.picklers.masked import encode_masked
 
     _ENCODERS[numpy.ma.MaskedArray] = encode_masked
 
 
 def _encode_empty(stub: EmptyNDArray) -> Encoded:
-    from .array import encode_empty
+    from pmshelve.mmapdict.picklers.array import encode_empty
 
     return encode_empty(stub)
 
@@ -72,10 +74,9 @@ _unseen: dict[str, Callable[[], None]] = {
 
 
 def _encode_other(value: Any) -> Encoded:
-    for module in _unseen:
+    for module in tuple(_unseen):
         if module in sys.modules:
-            load = _unseen[module]
-            load()
+            _unseen[module]()
             _unseen.pop(module, None)
             return encode(value)
     return encode_generic(value)
@@ -159,37 +160,38 @@ def _resolve_buffers(
     raw = _find_raw(source, end, stop, own)
     if raw is None:
         return None
-    decoder: Any = None
+    decoder: Decoder | None = None
     if literal and raw[1] - raw[0] <= COVERED_SIZE_MAX:
         decoder = _literal_decoder(source.read(*raw), buffers)
     return buffers[0][0], sum(buffers[-1]), decoder or BuffersDecoder(raw, buffers)
 
 
-def _literal_decoder(raw: bytes, buffers: list[tuple[int, int]]) -> Any:
+@functools.cache
+def _literal_parsers() -> dict[bytes, Callable[[bytes, Places], Decoder | None]]:
+    """Return what reads a raw pickle that begins like this."""
+    from pmshelve.mmapdict.picklers.array import array_decoder
+    from pmshelve.mmapdict.picklers.masked import masked_decoder
+
+    return {ARRAY_RAW_HEAD: array_decoder, MASKED_RAW_HEAD: masked_decoder}
+
+
+def _literal_decoder(raw: bytes, places: Places) -> Decoder | None:
     """Return the decoder of a top-level array or masked array, None for any other value."""
-    if raw.startswith(ARRAY_RAW_HEAD):
-        from .array import parse_array
-
-        decoder = parse_array(raw)
-        if decoder and (len(buffers) != 1 or decoder.nbytes != buffers[0][1]):
-            raise CorruptionError("an array is not as large as its buffer", offset=buffers[0][0])
-        return decoder
-    if raw.startswith(MASKED_RAW_HEAD):
-        from .masked import parse_masked
-
-        return parse_masked(raw, buffers)
+    for head in (ARRAY_RAW_HEAD, MASKED_RAW_HEAD):
+        if raw.startswith(head):
+            return _literal_parsers()[head](raw, places)
     return None
 
 
 def _find_raw(source: Source, start: int, stop: int, own: bool) -> tuple[int, int] | None:
     """Return where the bytes are that this opcode pushes, if only their call follows."""
-    opcode = source.read(start, min(stop, start + 9))
-    width = _RAW_WIDTHS.get(opcode[:1], 0)
+    head = source.read(start, min(stop, start + _HEAD_SIZE))
+    width = _RAW_WIDTHS.get(head[:1], 0)
     first = start + 1 + width
-    last = first + int.from_bytes(opcode[1 : 1 + width], "little")
+    last = first + int.from_bytes(head[1 : 1 + width], "little")
     if width == 0 or not 2 <= stop - last <= 2 + PAD_SIZE_MAX:
         return None
-    end = source.read(last, stop)
+    end = head[last - start :] if len(head) == stop - start else source.read(last, stop)
     is_reduced = end[-1:] == REDUCE or (own and end[-1:] == POP)
     is_call = end[:1] == TUPLE1 and is_reduced and is_padding(end[1:-1])
     return (first, last) if is_call else None

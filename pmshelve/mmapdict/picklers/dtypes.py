@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import numpy
 
-from ...errors import CorruptionError
+from pmshelve.errors import CorruptionError
 
 __all__ = ["dtype_spec", "load_dtype"]
 
@@ -76,7 +76,7 @@ def load_dtype(spec: Any) -> numpy.dtype[Any]:
     if not _is_spec(spec, 0):
         raise CorruptionError("a dtype is not written as it should be")
     try:
-        dtype = numpy.dtype(spec)
+        dtype: numpy.dtype[Any] = numpy.dtype(spec)
     except (TypeError, ValueError, RecursionError, MemoryError, OverflowError) as error:
         raise CorruptionError(f"a dtype is not one: {error}") from error
     if dtype.hasobject or dtype.subdtype is not None:

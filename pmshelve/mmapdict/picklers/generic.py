@@ -17,8 +17,8 @@ import sys
 from collections.abc import Callable
 from typing import Any, Final
 
-from ...errors import CorruptionError, PickleRefusedError, UnsupportedTypeError
-from ..opcodes import (
+from pmshelve.errors import CorruptionError, PickleRefusedError, UnsupportedTypeError
+from pmshelve.mmapdict.opcodes import (
     APPENDS,
     COVERED_SIZE_MAX,
     EMPTY_DICT,
@@ -32,8 +32,8 @@ from ..opcodes import (
     emit_bytes,
     emit_str,
 )
-from .base import Blob, Encoded, Source
-from .plain import encode_raw
+from pmshelve.mmapdict.picklers.base import Blob, Encoded, Places, Source
+from pmshelve.mmapdict.picklers.plain import encode_raw
 
 __all__ = [
     "ARRAY_RAW_HEAD",
@@ -122,7 +122,7 @@ def _make_writer() -> _Writer:
     sink: Any = _Sink(parts)
     pickler: pickle.Pickler
     if "numpy" in sys.modules:
-        from .reduction import PublicPickler
+        from pmshelve.mmapdict.picklers.reduction import PublicPickler
 
         pickler = PublicPickler(sink, callback, known)
     else:
@@ -148,7 +148,10 @@ def encode_generic(value: Any) -> Encoded:
     UnsupportedTypeError
         It does not; chained from what the pickler said.
     """
-    writer = _spare_writers.pop() if _spare_writers else _make_writer()
+    try:
+        writer = _spare_writers.pop()
+    except IndexError:
+        writer = _make_writer()
     dump, clear_memo, parts, blobs = writer
     try:
         dump(value)
@@ -159,19 +162,19 @@ def encode_generic(value: Any) -> Encoded:
         ) from error
     raw = parts.pop()
     size = len(raw)
-    if size > COVERED_SIZE_MAX or parts or blobs:
+    if size > COVERED_SIZE_MAX or parts:
         # This writer is not used again: after a large value, clearing its memo table would be slow.
-        parts.append(raw)
-        return _encode_large(parts, blobs), True
+        pieces = encode_raw([*parts, raw])
+        return encode_buffers(blobs, pieces) if blobs else [PICKLE_HEAD, *pieces, TUPLE1], True
+    if blobs:
+        body = encode_buffers(blobs, [emit_bytes(raw)])
+        blobs.clear()
+        _spare_writers.append(writer)
+        return body, True
     _spare_writers.append(writer)
     if size < 256:
         return _SHORT_HEADS[size] + raw + TUPLE1, True
     return PICKLE_HEAD + emit_bytes(raw) + TUPLE1, True
-
-
-def _encode_large(parts: list[bytes], blobs: list[Blob]) -> list[bytes | Blob]:
-    raw = encode_raw(parts)
-    return encode_buffers(blobs, raw) if blobs else [PICKLE_HEAD, *raw, TUPLE1]
 
 
 def encode_buffers(blobs: list[Blob], raw: list[bytes | Blob]) -> list[bytes | Blob]:
@@ -206,6 +209,9 @@ def loads(source: Source, data: Any, offset: int, buffers: Any = None) -> Any:
     try:
         return pickle.loads(data, buffers=buffers)
     except (pickle.UnpicklingError, EOFError) as error:
+        # An object may raise EOFError while it is loaded; the unpickler's own has this text.
+        if type(error) is EOFError and str(error) != "Ran out of input":
+            raise
         raise CorruptionError(
             f"the value cannot be unpickled: {error}", source.path, offset=offset
         ) from error
@@ -233,7 +239,7 @@ class BuffersDecoder:
 
     __slots__ = ("_buffers", "_raw")
 
-    def __init__(self, raw: tuple[int, int], buffers: list[tuple[int, int]]) -> None:
+    def __init__(self, raw: tuple[int, int], buffers: Places) -> None:
         self._raw = raw
         self._buffers = buffers
 

@@ -14,8 +14,8 @@ from __future__ import annotations
 import ast
 from typing import TYPE_CHECKING, Any, Final
 
-from ...errors import CorruptionError
-from ..opcodes import (
+from pmshelve.errors import CorruptionError
+from pmshelve.mmapdict.opcodes import (
     BINBYTES,
     BINBYTES8,
     NEXT_BUFFER,
@@ -26,11 +26,11 @@ from ..opcodes import (
     emit,
     parse,
 )
-from .base import Decoder, Resolved, Source
-from .generic import loads
+from pmshelve.mmapdict.picklers.generic import loads
 
 if TYPE_CHECKING:
-    from .array import ArrayDecoder
+    from pmshelve.mmapdict.picklers.array import ArrayDecoder
+    from pmshelve.mmapdict.picklers.base import Decoder, Places, Resolved, Source
 
 __all__ = ["LEGACY_HEADS", "decode_body", "resolve_legacy_array"]
 
@@ -67,12 +67,10 @@ def resolve_legacy_array(source: Source, start: int, stop: int) -> Resolved | No
     return places[0][0], end, _array_decoder(call, places[0][1])
 
 
-def _outline(
-    source: Source, start: int, stop: int
-) -> tuple[bytes, list[tuple[int, int]]] | None:
+def _outline(source: Source, start: int, stop: int) -> tuple[bytes, Places] | None:
     """Return the opcodes with NEXT_BUFFER for each array's data, and where the data is."""
     parts: list[bytes] = []
-    places: list[tuple[int, int]] = []
+    places: Places = []
     while len(places) < 3:
         probe = source.read(start, min(stop, start + _PROBE_SIZE))
         index = probe.find(_ARRAY_HEAD)
@@ -93,10 +91,10 @@ def _outline(
     return None
 
 
-def _array_decoder(call: Call, size: int) -> ArrayDecoder:
-    from .array import make_decoder
+def _array_decoder(call: Any, size: int) -> ArrayDecoder:
+    from pmshelve.mmapdict.picklers.array import make_decoder
 
-    if call.function != _RESHAPE or len(call.arguments) != 2:
+    if type(call) is not Call or call.function != _RESHAPE or len(call.arguments) != 2:
         raise CorruptionError("an array is not written as mmappickle does")
     inner, shape = call.arguments
     if type(inner) is not Call or inner.function != _FROMSTRING or len(inner.arguments) != 2:
@@ -107,17 +105,16 @@ def _array_decoder(call: Call, size: int) -> ArrayDecoder:
     return decoder
 
 
-def _masked_decoder(call: Call, places: list[tuple[int, int]]) -> Decoder:
-    from .masked import MaskedDecoder
+def _masked_decoder(call: Call, places: Places) -> Decoder:
+    from pmshelve.mmapdict.picklers.masked import Form, MaskedDecoder, check_mask
 
     data, mask = (
-        _array_decoder(part, size)
-        for part, (_, size) in zip(call.arguments, places, strict=True)
+        _array_decoder(part, size) for part, (_, size) in zip(call.arguments, places, strict=True)
     )
-    # mmappickle wrote a missing mask as an array without dimensions: False.
-    is_missing = mask.shape == () and data.shape != ()
-    starts = tuple(start - places[0][0] for start, _ in places)
-    return MaskedDecoder(data, None if is_missing else mask, places=starts)
+    if mask.shape == () != data.shape:  # mmappickle's way to write no mask
+        return MaskedDecoder(Form(data, None), places)
+    check_mask(data, mask)
+    return MaskedDecoder(Form(data, mask), places)
 
 
 def _load_dtype(name: Any) -> Any:

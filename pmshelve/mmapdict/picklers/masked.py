@@ -13,31 +13,46 @@ This module imports NumPy; it is loaded when the program has used `numpy.ma`, or
 from __future__ import annotations
 
 import functools
-from typing import Any, Final
+import operator
+from typing import Any, Final, NamedTuple
 
 import numpy
 import numpy.ma
 
-from ...errors import CorruptionError
-from ..opcodes import STOP, Buffer, Call, Global, emit, parse
-from .array import (
+from pmshelve.errors import CorruptionError
+from pmshelve.mmapdict.opcodes import STOP, Buffer, Call, Global, emit, parse
+from pmshelve.mmapdict.picklers.array import (
     NDARRAY,
     ArrayDecoder,
-    array_decoder,
+    check_size,
     chunks_of,
+    load_array,
     order_of,
 )
-from .base import Blob, Encoded, Source
-from .dtypes import dtype_spec, load_dtype
-from .generic import RAW_PROTO, encode_buffers, encode_generic
-from .plain import encode_raw
+from pmshelve.mmapdict.picklers.base import Blob, Encoded, Places, Source
+from pmshelve.mmapdict.picklers.dtypes import dtype_spec, load_dtype
+from pmshelve.mmapdict.picklers.generic import RAW_PROTO, encode_buffers, encode_generic
+from pmshelve.mmapdict.picklers.plain import encode_raw
 
-__all__ = ["MASKED_ARRAY", "MaskedDecoder", "encode_masked", "is_mappable", "is_ordinary", "parse_masked"]
+__all__ = [
+    "MASKED_ARRAY",
+    "Form",
+    "MaskedDecoder",
+    "check_mask",
+    "encode_masked",
+    "fill_of",
+    "is_mappable",
+    "is_ordinary",
+    "masked_decoder",
+]
 
 MASKED_ARRAY: Final = Global("numpy.ma", "MaskedArray")
 _NOMASK: Final = Global("numpy.ma", "nomask")
 
 # Encode -----------------------------------------------------------------------------------------
+
+fill_of: Final = operator.attrgetter("_fill_value")
+"""Returns a masked array's fill value or None; the property would set it."""
 
 
 def is_ordinary(array: Any) -> bool:
@@ -49,7 +64,7 @@ def is_mappable(value: Any) -> bool:
     """Whether a value is a masked array that the form above says exactly."""
     if type(value) is not numpy.ma.MaskedArray or not is_ordinary(value):
         return False
-    fill = value._fill_value  # the property would set it
+    fill = fill_of(value)
     return dtype_spec(value.dtype) is not None and (
         fill is None or dtype_spec(fill.dtype) is not None
     )
@@ -63,31 +78,43 @@ def encode_masked(array: Any) -> Encoded:
     mask = numpy.ma.getmask(array)
     if mask is not numpy.ma.nomask:
         parts.append(numpy.asarray(mask))
-    calls = [
-        Call(NDARRAY, (part.shape, dtype_spec(part.dtype), Buffer(index), 0, None, order_of(part)))
-        for index, part in enumerate(parts)
-    ]
-    data_call, mask_call = calls if len(calls) == 2 else (calls[0], _NOMASK)
-    arguments = (data_call, mask_call, None, False, True, 0, _fill_call(array), True, array.hardmask)
-    raw = RAW_PROTO + emit(Call(MASKED_ARRAY, arguments)) + STOP
+    forms = tuple((part.shape, dtype_spec(part.dtype), order_of(part)) for part in parts)
+    # Only the spec of a structured dtype is not hashable.
+    make_raw = _cached_raw if type(forms[0][1]) is str else _make_raw
+    raw = make_raw(forms, _fill_form(fill_of(array)), array.hardmask)
     blobs = [Blob(part.nbytes, functools.partial(chunks_of, part)) for part in parts]
     return encode_buffers(blobs, encode_raw([raw])), True
 
 
-def _fill_call(array: Any) -> Call | None:
-    fill = array._fill_value
-    if fill is None:
-        return None
-    return Call(NDARRAY, ((), dtype_spec(fill.dtype), fill.tobytes(), 0, None, "C"))
+def _fill_form(fill: Any) -> tuple[Any, bytes] | None:
+    return None if fill is None else (dtype_spec(fill.dtype), fill.tobytes())
+
+
+def _make_raw(
+    forms: tuple[tuple[tuple[int, ...], Any, str], ...],
+    fill: tuple[Any, bytes] | None,
+    is_hard: bool,
+) -> bytes:
+    calls = [
+        Call(NDARRAY, (shape, spec, Buffer(number), 0, None, order))
+        for number, (shape, spec, order) in enumerate(forms)
+    ]
+    data_call, mask_call = calls if len(calls) == 2 else (calls[0], _NOMASK)
+    fill_call = fill and Call(NDARRAY, ((), *fill, 0, None, "C"))
+    arguments = (data_call, mask_call, None, False, True, 0, fill_call, True, is_hard)
+    return RAW_PROTO + emit(Call(MASKED_ARRAY, arguments)) + STOP
+
+
+_cached_raw: Final = functools.lru_cache(1024)(_make_raw)
 
 
 # Decode -----------------------------------------------------------------------------------------
 
 
-class MaskedDecoder:
-    """Decodes one masked array.
+class Form(NamedTuple):
+    """What a masked array is, whatever its content.
 
-    Parameters
+    Attributes
     ----------
     data, mask
         Decoders of the two; no mask is None.
@@ -95,70 +122,74 @@ class MaskedDecoder:
         The fill value, or None.
     is_hard
         Whether masked items stay masked when they are assigned to.
-    places
-        Where the data is, and the mask, counted from the start of the value's window.
     """
 
-    kind = "masked"
-    __slots__ = ("data", "fill", "is_hard", "mask", "places")
+    data: ArrayDecoder
+    mask: ArrayDecoder | None
+    fill: Any = None
+    is_hard: bool = False
 
-    def __init__(
-        self,
-        data: ArrayDecoder,
-        mask: ArrayDecoder | None,
-        fill: Any = None,
-        is_hard: bool = False,
-        places: tuple[int, ...] = (0,),
-    ) -> None:
-        self.data = data
-        self.mask = mask
-        self.fill = fill
-        self.is_hard = is_hard
-        self.places = places
+
+class MaskedDecoder:
+    """Decodes one masked array."""
+
+    kind = "masked"
+    __slots__ = ("_form", "_mask_shift")
+
+    def __init__(self, form: Form, places: Places) -> None:
+        self._form = form
+        self._mask_shift = places[-1][0] - places[0][0]
 
     def __call__(self, source: Source, start: int, stop: int) -> Any:
         """Return the masked array whose data and mask lie in [start, stop) of the file."""
-        data = self._part(source, self.data, start + self.places[0])
-        mask: Any = numpy.ma.nomask
-        if self.mask is not None:
-            mask = self._part(source, self.mask, start + self.places[1])
+        data, mask, fill, is_hard = self._form
+        mask_array: Any = numpy.ma.nomask
+        if mask is not None:
+            mask_start = start + self._mask_shift
+            mask_array = mask(source, mask_start, mask_start + mask.nbytes)
+        data_array = data(source, start, start + data.nbytes)
         return numpy.ma.MaskedArray(
-            data, mask=mask, fill_value=self.fill, hard_mask=self.is_hard, copy=False
+            data_array, mask=mask_array, fill_value=fill, hard_mask=is_hard, copy=False
         )
 
-    def _part(self, source: Source, decoder: ArrayDecoder, start: int) -> Any:
-        return decoder(source, start, start + decoder.nbytes)
 
-
-def parse_masked(raw: bytes, places: list[tuple[int, int]]) -> MaskedDecoder | None:
+def masked_decoder(raw: bytes, places: Places) -> MaskedDecoder | None:
     """Return the decoder for the raw pickle of a masked array; None if it is none.
 
-    Parameters
-    ----------
-    places
-        Offset and size of each buffer.
+    Raises
+    ------
+    CorruptionError
+        It is one, but not as they are written, or not of its buffers' sizes.
     """
+    form = _parse_masked(raw)
+    if form is None:
+        return None
+    check_size(form.data, places, 0)
+    if form.mask is not None:
+        check_size(form.mask, places, 1)
+    return MaskedDecoder(form, places)
+
+
+@functools.lru_cache(1024)
+def _parse_masked(raw: bytes) -> Form | None:
     call = parse(raw)
     if type(call) is not Call or call.function != MASKED_ARRAY:
         return None
     if len(call.arguments) != 9 or call.arguments[2:6] != (None, False, True, 0):
         raise CorruptionError("a masked array is not written as it should be")
     data_call, mask_call, fill_call, is_hard = (call.arguments[i] for i in (0, 1, 6, 8))
-    data = _part_decoder(data_call, 0, places)
-    mask = None if mask_call == _NOMASK else _part_decoder(mask_call, 1, places)
-    start = places[0][0]
-    return MaskedDecoder(
-        data, mask, _load_fill(fill_call), is_hard is True, tuple(at - start for at, _ in places)
-    )
+    data = load_array(data_call, 0)
+    mask = None if mask_call == _NOMASK else load_array(mask_call, 1)
+    check_mask(data, mask)
+    return Form(data, mask, _load_fill(fill_call), is_hard is True)
 
 
-def _part_decoder(call: Any, index: int, places: list[tuple[int, int]]) -> ArrayDecoder:
-    if type(call) is not Call or call.function != NDARRAY or index >= len(places):
-        raise CorruptionError("a part of a masked array is not an array")
-    decoder = array_decoder(call)
-    if call.arguments[2] != Buffer(index) or decoder.nbytes != places[index][1]:
-        raise CorruptionError("a part of a masked array is not as large as its buffer")
-    return decoder
+def check_mask(data: ArrayDecoder, mask: ArrayDecoder | None) -> None:
+    """Raise CorruptionError unless a mask fits its data."""
+    if mask is None:
+        return
+    if mask.shape != data.shape or mask.dtype != numpy.ma.make_mask_descr(data.dtype):
+        raise CorruptionError("a mask is not of its data's shape, or not a mask")
 
 
 def _load_fill(call: Any) -> Any:

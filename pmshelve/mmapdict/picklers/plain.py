@@ -17,8 +17,8 @@ import struct
 from collections.abc import Callable
 from typing import Any, Final
 
-from ...errors import CorruptionError
-from ..opcodes import (
+from pmshelve.errors import CorruptionError
+from pmshelve.mmapdict.opcodes import (
     BINBYTES8,
     BINUNICODE8,
     COVERED_SIZE_MAX,
@@ -30,7 +30,7 @@ from ..opcodes import (
     emit_int,
     is_padding,
 )
-from .base import Blob, Encoded, Resolved, Source
+from pmshelve.mmapdict.picklers.base import Blob, Decoder, Encoded, Resolved, Source
 
 __all__ = ["ENCODERS", "encode_bytes", "encode_raw", "resolve_plain"]
 
@@ -78,7 +78,7 @@ ENCODERS: Final[dict[type, Callable[[Any], Encoded]]] = {
     int: encode_int,
     float: lambda value: (_FLOAT.pack(b"G", value), False),
     bool: lambda value: _TRUE if value else _FALSE,
-    type(None): lambda value: _NONE,
+    type(None): lambda _: _NONE,
 }
 
 
@@ -93,16 +93,16 @@ def encode_raw(parts: list[bytes]) -> list[bytes | Blob]:
 # Decode -----------------------------------------------------------------------------------------
 
 
-def decode_none(source: Source, start: int, stop: int) -> None:
+def decode_none(*_: object) -> None:
     """Return None."""
 
 
-def decode_true(source: Source, start: int, stop: int) -> bool:
+def decode_true(*_: object) -> bool:
     """Return True."""
     return True
 
 
-def decode_false(source: Source, start: int, stop: int) -> bool:
+def decode_false(*_: object) -> bool:
     """Return False."""
     return False
 
@@ -132,7 +132,7 @@ def decode_str(source: Source, start: int, stop: int) -> str:
 
 
 _F8: Final = struct.Struct(">d")
-_FIXED: Final = {  # opcode -> size of its argument, decoder
+_FIXED: Final[dict[int, tuple[int, Decoder]]] = {  # opcode -> size of its argument, decoder
     0x4E: (0, decode_none),
     0x88: (0, decode_true),
     0x89: (0, decode_false),
@@ -141,7 +141,9 @@ _FIXED: Final = {  # opcode -> size of its argument, decoder
     0x4A: (4, decode_signed),
     0x47: (8, decode_float),
 }
-_SIZED: Final = {  # opcode -> size of its size field, decoder
+_SIZED: Final[
+    dict[int, tuple[int, Decoder | None]]
+] = {  # opcode -> size of its size field, decoder
     0x43: (1, None),
     0x42: (4, None),
     0x8E: (8, None),
@@ -166,6 +168,7 @@ def resolve_plain(source: Source, start: int, stop: int, head: bytes) -> Resolve
     None where the value is anything else.
     """
     opcode = head[0]
+    decoder: Decoder | None
     first = start
     if opcode in _SIZED:
         width, decoder = _SIZED[opcode]

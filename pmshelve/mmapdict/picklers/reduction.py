@@ -20,6 +20,7 @@ This module imports NumPy; it is loaded when the program has.
 from __future__ import annotations
 
 import copyreg
+import functools
 import importlib
 import pickle
 import sys
@@ -28,14 +29,13 @@ from typing import Any, Final
 
 import numpy
 
-from .array import chunks_of, order_of
-from .base import Blob
-from .dtypes import dtype_spec
-from .generic import BUFFER_SIZE_MIN
+from pmshelve.mmapdict.picklers.array import chunks_of, order_of
+from pmshelve.mmapdict.picklers.base import Blob
+from pmshelve.mmapdict.picklers.dtypes import dtype_spec
+from pmshelve.mmapdict.picklers.generic import BUFFER_SIZE_MIN
 
 __all__ = ["PublicPickler"]
 
-_Known = dict[int, Blob]
 _Reduced = tuple[Any, ...]
 
 
@@ -63,7 +63,10 @@ class PublicPickler(pickle.Pickler):
     """
 
     def __init__(
-        self, file: Any, callback: Callable[[pickle.PickleBuffer], bool], known: _Known
+        self,
+        file: Any,
+        callback: Callable[[pickle.PickleBuffer], bool],
+        known: dict[int, Blob],
     ) -> None:
         super().__init__(file, 5, buffer_callback=callback)
         self.known = known
@@ -71,77 +74,82 @@ class PublicPickler(pickle.Pickler):
     def reducer_override(self, obj: Any) -> Any:
         """Reduce NumPy's objects; leave the others to `pickle`."""
         kind = type(obj)
+        if kind in _ARRAYS:
+            return self._reduce_array(obj)
         reduce = _REDUCERS.get(kind)
         if reduce is not None:
-            return reduce(obj, self.known)
+            return reduce(obj)
         if issubclass(kind, numpy.ndarray) and kind not in copyreg.dispatch_table:
-            return _reduce_subclass(obj, kind, self.known)
+            return _reduce_subclass(obj, kind)
         return NotImplemented
 
-
-# Arrays -----------------------------------------------------------------------------------------
-
-
-def _reduce_array(array: Any, known: _Known) -> _Reduced:
-    dtype = array.dtype
-    if dtype.hasobject:
-        # NumPy's own state (version, shape, dtype, order, list) for an array of our making.
-        return numpy.ndarray, ((0,), "b"), numpy.ndarray.__reduce__(_plain(array))[2]
-    order = order_of(array)
-    buffer: Any
-    if array.nbytes < BUFFER_SIZE_MIN:
-        buffer = bytearray(array.tobytes(order))
-    else:
-        buffer = pickle.PickleBuffer(bytearray())
-        known[id(buffer)] = Blob(array.nbytes, lambda: chunks_of(array))
-    spec = dtype_spec(dtype)
-    return numpy.ndarray, (array.shape, dtype if spec is None else spec, buffer, 0, None, order)
+    def _reduce_array(self, array: Any) -> _Reduced:
+        dtype = array.dtype
+        if dtype.hasobject:
+            # NumPy's own state (version, shape, dtype, order, list) for an array of our making.
+            return numpy.ndarray, ((0,), "b"), numpy.ndarray.__reduce__(_plain(array))[2]
+        order = order_of(array)
+        buffer: Any
+        if array.nbytes < BUFFER_SIZE_MIN:
+            buffer = bytearray(array.tobytes(order))
+        else:
+            buffer = pickle.PickleBuffer(bytearray())
+            self.known[id(buffer)] = Blob(array.nbytes, functools.partial(chunks_of, array))
+        spec = dtype_spec(dtype)
+        return numpy.ndarray, (
+            *(array.shape, dtype if spec is None else spec),
+            *(buffer, 0, None, order),
+        )
 
 
 def _plain(array: Any) -> Any:
     return array if type(array) is numpy.ndarray else numpy.ndarray.view(array, numpy.ndarray)
 
 
-def _reduce_subclass(array: Any, kind: type, known: _Known) -> Any:
+def _reduce_subclass(array: Any, kind: Any) -> Any:
     if "numpy.ma" in sys.modules and issubclass(kind, numpy.ma.MaskedArray):
         return _reduce_masked(array, kind)
-    if (
-        kind.__reduce__ is not numpy.ndarray.__reduce__
-        or kind.__reduce_ex__ is not numpy.ndarray.__reduce_ex__
-    ):
+    if (kind.__reduce__, kind.__reduce_ex__) != _DEFAULT_REDUCE:
         return NotImplemented
     return numpy.ndarray.view, (_plain(array), kind)
 
 
-def _reduce_masked(array: Any, kind: type) -> Any:
-    from .masked import is_ordinary
+def _reduce_masked(array: Any, kind: Any) -> Any:
+    from pmshelve.mmapdict.picklers.masked import fill_of, is_ordinary
 
     if array is numpy.ma.masked:
         return getattr, (_Call(importlib.import_module, "numpy.ma"), "masked")
     if kind is not numpy.ma.MaskedArray or not is_ordinary(array):
         return NotImplemented
-    mask, fill = numpy.ma.getmask(array), array._fill_value
+    mask, fill = numpy.ma.getmask(array), fill_of(array)
     return kind, (_plain(array), mask, None, False, True, 0, fill, True, array.hardmask)
+
+
+_ARRAYS: Final = frozenset((numpy.ndarray, numpy.memmap))
+_DEFAULT_REDUCE: Final = (numpy.ndarray.__reduce__, numpy.ndarray.__reduce_ex__)
 
 
 # Scalars and dtypes -----------------------------------------------------------------------------
 
 
-def _reduce_number(scalar: Any, known: _Known) -> _Reduced:
+def _reduce_number(scalar: Any) -> _Reduced:
     return type(scalar), (scalar.item(),)
 
 
-def _reduce_text(scalar: Any, known: _Known) -> _Reduced:
-    # Not as an array, nor by str(): both lose zeros at the end.
-    plain = "".join((scalar,)) if isinstance(scalar, str) else b"".join((scalar,))
-    return type(scalar), (plain,)
+def _reduce_text(scalar: Any) -> _Reduced:
+    # Neither as an array nor by str(), which lose zeros at the end.
+    return type(scalar), (str.__str__(scalar),)
 
 
-def _reduce_scalar(scalar: Any, known: _Known) -> _Reduced:
+def _reduce_bytes(scalar: Any) -> _Reduced:
+    return type(scalar), (bytes(scalar),)
+
+
+def _reduce_scalar(scalar: Any) -> _Reduced:
     return numpy.take, (numpy.array([scalar], scalar.dtype), 0)
 
 
-def _reduce_string_dtype(dtype: Any, known: _Known) -> _Reduced:
+def _reduce_string_dtype(dtype: Any) -> _Reduced:
     options = {
         name: getattr(dtype, name) for name in ("coerce", "na_object") if hasattr(dtype, name)
     }
@@ -152,12 +160,10 @@ _EXACT_AS_PYTHON: Final = "bBhHiIlLqQefdFD"
 """Type codes of the numbers that a Python number holds exactly."""
 
 
-def _make_reducers() -> dict[type, Callable[[Any, _Known], _Reduced]]:
-    reducers: dict[type, Callable[[Any, _Known], _Reduced]] = {
-        numpy.ndarray: _reduce_array,
-        numpy.memmap: _reduce_array,
+def _make_reducers() -> dict[type, Callable[[Any], _Reduced]]:
+    reducers: dict[type, Callable[[Any], _Reduced]] = {
         numpy.str_: _reduce_text,
-        numpy.bytes_: _reduce_text,
+        numpy.bytes_: _reduce_bytes,
     }
     for code in "?gGMmV":
         reducers[numpy.dtype(code).type] = _reduce_scalar
