@@ -44,11 +44,11 @@ if TYPE_CHECKING or not hasattr(shelve, "ShelveError"):
     class ShelveError(Exception):
         """Only one of serializer and deserializer was given."""
 
-else:
+else:  # pragma: no cover - CPython 3.15
     ShelveError = shelve.ShelveError
 
 
-def open(  # noqa: PLR0913 - shelve's own and the store's
+def open(
     filename: _Path,
     flag: str = "c",
     protocol: int | None = None,

@@ -7,7 +7,6 @@ import json
 from typing import Any
 
 from pmshelve.cli.detect import open_file
-from pmshelve.errors import CorruptionError
 
 __all__ = ["add"]
 
@@ -21,7 +20,8 @@ def add(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    problems = _problems(arguments.file)
+    with open_file(arguments.file) as store:
+        problems = [str(problem) for problem in store.check()]
     if arguments.json:
         print(json.dumps(problems))
     elif problems:
@@ -29,11 +29,3 @@ def _run(arguments: argparse.Namespace) -> int:
     else:
         print("sound")
     return 1 if problems else 0
-
-
-def _problems(path: str) -> list[str]:
-    try:
-        with open_file(path) as store:
-            return [str(problem) for problem in store.check()]
-    except CorruptionError as problem:  # so damaged that it does not open
-        return [str(problem)]

@@ -1,7 +1,7 @@
 """Find the command, run it, and tell what went wrong in one line.
 
-Exit codes: 0, all is well; 1, a problem was found in the file, or there is no such key; 2, wrong
-usage, or the command could not do its work; 130, interrupted; 141, the reader of the output left.
+Exit codes: 0, all is well; 1, the file is damaged, or there is no such key; 2, wrong usage, or the
+command could not do its work; 130, interrupted; 141, the reader of the output left.
 `run` ends with the exit code of the script it runs.
 """
 
@@ -15,12 +15,12 @@ from collections.abc import Sequence
 
 from pmshelve import __version__
 from pmshelve.cli import check, get, info, keys, run, vacuum
-from pmshelve.errors import PmshelveError
+from pmshelve.errors import CorruptionError, PmshelveError
 from pmshelve.storage import file as storage
 
 __all__ = ["main"]
 
-_FAILED, _INTERRUPTED, _READER_LEFT = 2, 130, 141
+_DAMAGED, _FAILED, _INTERRUPTED, _READER_LEFT = 1, 2, 130, 141
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _INTERRUPTED
     except (PmshelveError, OSError) as problem:
         print(f"pmshelve: {_one_line(problem)}", file=sys.stderr)
-        return _FAILED
+        return _DAMAGED if isinstance(problem, CorruptionError) else _FAILED
     return code
 
 

@@ -146,7 +146,7 @@ def _run_spec(spec: ModuleSpec | None, program: list[str], first_path: str) -> i
 def _execute(code: CodeType, argv: list[str], first_path: str, names: dict[str, Any]) -> None:
     """Run `code` as the module `__main__`, as the interpreter does."""
     module = ModuleType("__main__")
-    vars(module).update({"__builtins__": builtins, "__annotations__": {}, "__cached__": None})
+    vars(module).update({"__builtins__": builtins, "__cached__": None})
     vars(module).update(names)
     sys.modules["__main__"] = module
     sys.argv = argv

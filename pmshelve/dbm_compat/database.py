@@ -69,6 +69,8 @@ class Database(MutableMapping[Any, Any]):
         # Bound once, because every key goes through one of them.
         self._get: Callable[[str], Any] = store.__getitem__
         self._set: Callable[[str, bytes], None] = store.__setitem__
+        self._delete: Callable[[str], None] = store.__delitem__
+        self._has: Callable[[str], bool] = store.__contains__
         self._walk: tuple[list[str], int] = ([], 0)
 
     # One key --------------------------------------------------------------------------------
@@ -106,21 +108,28 @@ class Database(MutableMapping[Any, Any]):
             raise_as_dbm_error(problem)
 
     def __delitem__(self, key: Any) -> None:
-        store = self._writable_store()
-        name = self._lookup(key)
+        if self._readonly:
+            raise error(_READ_ONLY)
         try:
-            del store[name]
+            name = key.decode() if key.__class__ is bytes else self._lookup(key)
+        except UnicodeDecodeError:
+            name = _decode(key)
+        try:
+            self._delete(name)
         except KeyError:
             raise KeyError(_encode(name)) from None
         except PmshelveError as problem:
             raise_as_dbm_error(problem)
 
-    def __contains__(self, key: object) -> bool:
-        store = self._open_store()
+    def __contains__(self, key: Any) -> bool:
         try:
-            return self._lookup(key) in store
+            name = key.decode() if key.__class__ is bytes else self._lookup(key)
+        except UnicodeDecodeError:
+            name = _decode(key)
         except KeyError:
             return False
+        try:
+            return self._has(name)
         except PmshelveError as problem:
             raise_as_dbm_error(problem)
 
@@ -254,7 +263,7 @@ class Database(MutableMapping[Any, Any]):
         store, self._store = self._store, None
         if store is None:
             return
-        self._get = self._set = _refuse
+        self._get = self._set = self._delete = self._has = _refuse
         self._walk = ([], 0)
         try:
             store.close()

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import secrets
 import stat
+from contextlib import suppress
 from typing import Any
 
 from pmshelve.dbm_compat.database import Database, error, raise_as_dbm_error
@@ -145,7 +146,7 @@ def _replace(target: str, mode: int) -> None:
             store.sync()
         storage.replace(scratch, target)
     except BaseException:
-        if os.path.exists(scratch):
+        with suppress(OSError):
             storage.unlink(scratch)
         raise
     storage.sync_directory(target)

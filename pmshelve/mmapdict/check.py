@@ -31,6 +31,7 @@ __all__ = ["Problem", "check", "check_bytes"]
 
 _SECTOR_SIZE: Final = 512
 _BATCH_VALUE: Final = b"C\x10"
+_BLOB_SIZE_MIN: Final = 9
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,8 @@ class _Layout(_Auditor):
 
     def __init__(self, read: Read) -> None:
         self._read = read
+        # mmappickle's vacuum drops the superblock, and moves entries by any number of bytes.
+        self._placed = False
 
     def gap(self, gap: Gap) -> Iterator[Problem]:
         key = gap.entry.key if gap.entry is not None else None
@@ -142,15 +145,23 @@ class _Layout(_Auditor):
         yield Problem(gap.invariant, gap.start, key, gap.problem + can)
 
     def entry(self, entry: Entry) -> Iterator[Problem]:
-        if not entry.own or entry.stored == frame.SUPERBLOCK_KEY:
+        if entry.stored == frame.SUPERBLOCK_KEY:
+            self._placed = entry.offset == frame.FIRST_ENTRY
             return
-        if not 15 <= entry.end % _SECTOR_SIZE <= 501:
-            problem = f"the entry ends at {entry.end}, too near the edge of a sector"
-            yield Problem("L8", entry.offset, entry.key, problem)
+        if not entry.own:
+            return
         stop = entry.end - frame.TRAILER_SIZE
         fault = find_fault(self._read, entry.value, stop)
         if fault is not None:
             yield Problem("L2", entry.offset, entry.key, f"the value is broken: {fault}")
+        elif self._placed:
+            yield from self._places(entry, stop)
+
+    def _places(self, entry: Entry, stop: int) -> Iterator[Problem]:
+        if not 15 <= entry.end % _SECTOR_SIZE <= 501:
+            problem = f"the entry ends at {entry.end}, too near the edge of a sector"
+            yield Problem("L8", entry.offset, entry.key, problem)
+        if stop - entry.value < _BLOB_SIZE_MIN:
             return
         for offset, _size in frame.walk(self._read, entry.value, stop):
             if offset % 64 and self._read(offset - 9, offset - 8) == b"\x96":

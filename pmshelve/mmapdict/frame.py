@@ -56,7 +56,6 @@ __all__ = [
     "decode_key",
     "encode_batch_entry",
     "encode_entry",
-    "encode_filler",
     "encode_fresh",
     "encode_key",
     "entry_crc",
@@ -303,25 +302,6 @@ BATCH_ENTRY = struct.Struct("<QQ")
 def encode_batch_entry(offset: int, size: int, count: int) -> bytes:
     """Return the entry that begins a batch; its own size depends on `offset` alone."""
     return encode_dead(BATCH_KEY, b"C\x10" + BATCH_ENTRY.pack(size, count), offset)
-
-
-def encode_filler(offset: int, size: int) -> bytes | None:
-    """Return a dead entry of exactly `size` bytes, or None where none has that size."""
-    room = size - 25 - len(FILL_KEY) - 1
-    if room < 0 or room == 1:
-        return None
-    data = (
-        _ENTRY_HEAD.pack(0x95, size - 9, 0x8C, len(FILL_KEY)) + FILL_KEY + b"N" + _padding(room)
-    )
-    return data + _TRAILER.pack(0x4A, crc32(data), _TAIL_DEAD)
-
-
-def _padding(size: int) -> bytes:
-    parts = []
-    while size > 258:
-        parts.append(pad(128))
-        size -= 128
-    return b"".join([*parts, pad(size)])
 
 
 class Layout(NamedTuple):

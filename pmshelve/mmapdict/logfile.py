@@ -44,6 +44,7 @@ from ..storage.lock import FileLock
 from . import frame
 from .frame import (
     COMMIT,
+    COMMIT_MAX,
     COMMIT_OFFSET,
     COUNTS,
     COUNTS_OFFSET,
@@ -66,6 +67,9 @@ __all__ = ["Log", "Stage", "open_descriptor"]
 
 CAN_MAP_BEYOND_END = sys.platform.startswith("linux")
 """Whether a file may be shrunk under a map, so that one map serves while the file grows."""
+
+_pack_commit = COMMIT.pack
+_pack_counts = COUNTS.pack
 
 MAP_SIZE_MIN = 1 << 16
 STAGE_SIZE_MAX = 1 << 20
@@ -93,6 +97,8 @@ class Log:
         The same, if a writer may go on from there: settled, and marked as being written.
     live_count, dead_size
         Live entries, bytes in dead ones; None when not known.
+    ready
+        Whether nothing but the state stands between a caller and a write: the fast way.
     exclusive, exclusive_from
         Whether the lock is held for the log's lifetime, and since which value of `tail`.
     """
@@ -123,6 +129,7 @@ class Log:
         self.dead_size: int | None = None
         self.exclusive = False
         self.exclusive_from = 0
+        self.ready = writable and file is None
         self.closed = False
         self.failed = False
         self.forked = False
@@ -187,6 +194,7 @@ class Log:
         if self.fd >= 0 and self.file is None and fd != self.fd:
             disk.system.close(self.fd)
         self.fd = fd
+        self.ready = self.writable and self.file is None
         self.map = b""
         self.state = self.sound = UNSOUND
 
@@ -195,7 +203,7 @@ class Log:
         if self.closed:
             return
         self.closed = True
-        self.exclusive = False
+        self.exclusive = self.ready = False
         self.map = b""
         self.state = self.sound = UNSOUND
         if self.fd >= 0 and self.file is None:
@@ -216,7 +224,7 @@ class Log:
         if self.file is not None:
             self.forked = True
             return
-        self.exclusive = False
+        self.exclusive = self.ready = False
         self.map = b""
         disk.system.close(self.fd)
         self.fd = -1
@@ -279,22 +287,23 @@ class Log:
         """Step 1: from now on a crash is noticed."""
         if not self.exclusive:
             commit = self.commit
-            self.map[18:22] = COMMIT.pack(commit + 1 if 0 <= commit < frame.COMMIT_MAX else 1)
+            self.map[18:22] = _pack_commit(commit + 1 if 0 <= commit < COMMIT_MAX else 1)
 
     def settle(self) -> None:
         """Step 5: the change is complete."""
         if self.exclusive:
             return
         m = self.map
-        commit = self.commit = next_commit(self.commit)
+        commit = self.commit
+        self.commit = commit = commit + 1 if 0 <= commit < COMMIT_MAX else 1
         if self.superblock is not None:
             live, dead = self.live_count, self.dead_size
-            m[80:100] = COUNTS.pack(
+            m[80:100] = _pack_counts(
                 commit, UNKNOWN if live is None else live, UNKNOWN if dead is None else dead
             )
         else:
             self.commit = commit = next_commit(commit)
-            m[18:22] = COMMIT.pack(commit)
+            m[18:22] = _pack_commit(commit)
         self.state = self.sound = m[18:116]
 
     def undo(self, error: OSError, tail: int) -> StorageError:
@@ -335,37 +344,42 @@ class Log:
         """
         tail = self.tail
         end = tail + len(data)
-        m = self.map
-        if end > len(m):
+        if end > len(self.map):
             self.remap(end)
-            m = self.map
-        if not self.exclusive:
+        m = self.map
+        shared = not self.exclusive
+        if shared:  # 1
             commit = self.commit
-            m[18:22] = COMMIT.pack(commit + 1 if 0 <= commit < 0x40000000 else 1)
+            m[18:22] = _pack_commit(commit + 1 if 0 <= commit < COMMIT_MAX else 1)
         try:
-            disk.write_at(self.fd, data[11:] + TERMINATOR, tail + 11)
+            disk.write_at(self.fd, data[11:] + TERMINATOR, tail + 11)  # 2
         except OSError as error:
             raise self.undo(error, tail) from error
-        self._publish(data[:11], end, old)
+        if tail + 11 <= len(m):
+            m[tail : tail + 11] = data[:11]  # 3
+        else:
+            self.poke(tail, data[:11])
+        self.tail = end
+        if old is not None:
+            self.retire(old, REPLACED)  # 4
+        elif self.live_count is not None:
+            self.live_count += 1
+        if shared:
+            self.settle()  # 5
+        if self.synced:
+            self.datasync()
 
     def _publish(
         self, head: bytes, end: int, old: tuple[int, bool, int] | None, live: int = 1
     ) -> None:
         """Steps 3 to 5; `live` is 0 for an entry that is dead from the start."""
-        tail = self.tail
-        m = self.map
-        if tail + 11 <= len(m):
-            m[tail : tail + 11] = head
-        else:
-            self.poke(tail, head)
+        self.poke(self.tail, head)
         self.tail = end
-        if old is None:
-            if self.live_count is not None:
-                self.live_count += live
-        else:
+        if old is not None:
             self.retire(old, REPLACED)
-        if not self.exclusive:
-            self.settle()
+        elif self.live_count is not None:
+            self.live_count += live
+        self.settle()
         if self.synced:
             self.datasync()
 

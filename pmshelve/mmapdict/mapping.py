@@ -27,6 +27,7 @@ from typing import Any, BinaryIO
 
 from ..errors import (
     CorruptionError,
+    ObjectError,
     PmshelveError,
     StorageError,
     WrongDoorError,
@@ -146,6 +147,7 @@ class mmapdict(MutableMapping[str, Any]):  # noqa: N801 (the name is mmappickle'
         self._autovacuum = autovacuum
         self._codec = Codec(self, picklers)
         self._picklers = self._codec.picklers
+        self._encode = self._codec.encode
         self._options: dict[str, Any] = {"convert": convert, "mode": mode, "face": face}
         try:
             self._open(face, exclusive=exclusive and log.writable)
@@ -319,15 +321,18 @@ class mmapdict(MutableMapping[str, Any]):  # noqa: N801 (the name is mmappickle'
         self._index.sweep(log)
         log.live_count, log.dead_size = self._index.count(log)
 
+    def _prepare_write(self) -> None:
+        """Do what a write needs besides the lock and the state."""
+        log = self._log
+        log.check_writable()
+        if log.fd < 0:
+            self._refresh()
+
     def _begin_write(self) -> None:
         """Take the lock and know the state."""
         log = self._log
-        if not log.writable:
-            log.check_writable()
-        if log.forked:
-            log.check_writable()
-        if log.fd < 0 and not log.closed:
-            self._refresh()
+        if not log.ready:
+            self._prepare_write()
         log.lock.acquire()
         try:
             batch = self._batch
@@ -630,15 +635,17 @@ class mmapdict(MutableMapping[str, Any]):  # noqa: N801 (the name is mmappickle'
         if key.__class__ is not str:
             key = _as_key(key)
         log = self._log
-        encoded = self._codec.encode(value)
+        try:
+            encoded = self._encode(value)
+        except ObjectError as error:
+            error.key, error.path = key, log.name
+            raise
         batch = self._batch
         if batch is not None and batch.owner == threading.get_ident():
             batch.set(key, encoded)
             return
-        if not log.writable or log.fd < 0 or log.file is not None:
-            log.check_writable()
-            if log.fd < 0:
-                self._refresh()
+        if not log.ready:
+            self._prepare_write()
         try:
             stored = key.encode()
         except UnicodeEncodeError:
@@ -753,10 +760,8 @@ class mmapdict(MutableMapping[str, Any]):  # noqa: N801 (the name is mmappickle'
         if batch is not None and batch.owner == threading.get_ident():
             batch.delete(key)
             return
-        if not log.writable or log.fd < 0 or log.file is not None:
-            log.check_writable()
-            if log.fd < 0:
-                self._refresh()
+        if not log.ready:
+            self._prepare_write()
         lock = log.lock
         lock.acquire()
         try:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from pmshelve.mmapdict import frame
 from pmshelve.mmapdict.frame import HEAD_SIZE, TRAILER_SIZE
 from pmshelve.mmapdict.scan import Entry, Irregular
-from pmshelve.mmapdict.soundness import FOREIGN_TRAILER_SIZE, Walker, find_unsoundness
+from pmshelve.mmapdict.soundness import FOREIGN_TRAILER_SIZE, Covered, Walker, find_unsoundness
 from pmshelve.storage.binary import U32, U64, crc32
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ Poke = tuple[int, bytes]
 _SEARCH_SIZE_MAX: Final = 1 << 17
 """Bytes of key and small value up to which key sizes and bits are tried."""
 
-_CHUNK_SIZE: Final = 1 << 18
 _OWN_SIZE_MIN: Final = HEAD_SIZE + 1 + TRAILER_SIZE
 _FLAGS: Final = (frame.LIVE, frame.DEAD, frame.REPLACED)
 
@@ -105,8 +104,8 @@ def _proposals(read: Read, start: int, stop: int, *, key_search: bool) -> Iterat
     yield from _own(read, start, stop, key_size)
     trailer = read(stop - FOREIGN_TRAILER_SIZE, stop)
     if trailer[0] == 0x4A and trailer[5] == trailer[7] == 0x30:
-        flag = trailer[6] if trailer[6] in _FLAGS else frame.LIVE
-        yield [(start, _head(size, key_size)), (stop - 2, bytes((flag,)))]
+        flag = bytes((_nearest_flag(trailer[6]),))
+        yield [(start, _head(size, key_size)), (stop - 2, flag)]
     if key_search and size <= _SEARCH_SIZE_MAX:
         for key_size in range(min(256, size - _OWN_SIZE_MIN + 1)):
             yield from _own(read, start, stop, key_size)
@@ -117,7 +116,7 @@ def _own(read: Read, start: int, stop: int, key_size: int) -> Iterator[list[Poke
     if stop - start < _OWN_SIZE_MIN + key_size:
         return
     head = _head(stop - start, key_size)
-    covered = _Covered(overlaid(read, [(start, head)]), start, stop, key_size)
+    covered = Covered(overlaid(read, [(start, head)]), start, stop, key_size)
     trailer = read(stop - TRAILER_SIZE, stop)
     stored = U32.unpack_from(trailer, 1)[0]
     rest_is_right = frame.is_own_trailer(trailer) and head == read(start, start + HEAD_SIZE)
@@ -129,7 +128,7 @@ def _own(read: Read, start: int, stop: int, key_size: int) -> Iterator[list[Poke
         elif rest_is_right and (crc ^ stored).bit_count() == 1:
             stored, right = crc, []
         elif rest_is_right:
-            right = covered.flipped_key_bit(crc ^ stored)
+            right = _flipped_key_bit(read, covered, crc ^ stored)
         if right is not None:
             ending = _ending(read(stop - 15, stop - 14), stored, trailer[12], reducing=reducing)
             yield [(start, head), *right, (stop - 15, ending)]
@@ -137,12 +136,15 @@ def _own(read: Read, start: int, stop: int, key_size: int) -> Iterator[list[Poke
 
 def _ending(last: bytes, crc: int, flag: int, *, reducing: bool) -> bytes:
     """Return an entry's last 15 bytes; `reducing` if its value ends, or ended, in REDUCE."""
-    if flag not in _FLAGS:
-        # An entry that died lost its REDUCE: that tells what the flag was.
-        flag = frame.DEAD if reducing and last == b"0" else frame.LIVE
-    if reducing and flag == frame.LIVE:
-        last = b"R"
+    flag = _nearest_flag(flag)
+    if reducing:
+        last = b"R" if flag == frame.LIVE else b"0"
     return b"".join((last, b"J", U32.pack(crc), b"0J\0\0\0\x000", bytes((flag,)), b"0"))
+
+
+def _nearest_flag(flag: int) -> int:
+    """Return the flag that differs in the fewest bits; any two of them differ in three or more."""
+    return min(_FLAGS, key=lambda right: (right ^ flag).bit_count())
 
 
 def _head(size: int, key_size: int) -> bytes:
@@ -150,60 +152,24 @@ def _head(size: int, key_size: int) -> bytes:
     return b"\x95" + U64.pack(size - 9) + b"\x8c" + bytes((key_size,))
 
 
-class _Covered:
-    """The bytes of an entry of pmshelve that its crc covers."""
+def _flipped_key_bit(read: Read, covered: Covered, difference: int) -> list[Poke] | None:
+    """Return the one bit of the key that makes this difference to the crc, put right.
 
-    def __init__(self, read: Read, start: int, stop: int, key_size: int) -> None:
-        self._read = read
-        self._start = start
-        value = start + HEAD_SIZE + key_size
-        last = stop - TRAILER_SIZE - 1
-        try:
-            blobs = list(frame.walk(read, value, last + 1))
-        except (ValueError, IndexError):
-            blobs = []  # the size of a long key may be what is damaged
-        self._key_end = value
-        if read(value - key_size, value) == frame.KEY_MARKER:
-            size = U32.unpack(read(value + 2, value + 6).ljust(4, b"\0"))[0]
-            self._key_end += 6 + min(size, last - value)
-        self.size = 0
-        crc = 0
-        position = start
-        for offset, size in blobs:
-            crc = self._add(position, offset, crc)
-            position = offset + size
-        if position > last:  # the value is a blob and nothing else: no REDUCE
-            self.crc = self.reducing_crc = crc
-            return
-        crc = self._add(position, last, crc)
-        self.size += 1
-        self.crc = crc32(read(last, last + 1), crc)
-        self.reducing_crc = crc32(b"R", crc)
-
-    def _add(self, start: int, stop: int, crc: int) -> int:
-        self.size += stop - start
-        for offset in range(start, stop, _CHUNK_SIZE):
-            crc = crc32(self._read(offset, min(offset + _CHUNK_SIZE, stop)), crc)
-        return crc
-
-    def flipped_key_bit(self, difference: int) -> list[Poke] | None:
-        """Return the one bit of the key that makes this difference to the crc, put right.
-
-        A single bit changes the CRC-32 by a value of its own: what its byte contributes, moved on
-        by one step for each byte behind it.  So the difference is moved back step by step.
-        """
-        if self.size > _SEARCH_SIZE_MAX:
-            return None
-        first = self.size - (self._key_end - self._start)
-        origins = {_CRC_TABLE[1 << bit]: 1 << bit for bit in range(8)}
-        for behind in range(self.size - HEAD_SIZE):
-            if behind >= first and difference in origins:
-                offset = self._start + self.size - 1 - behind
-                old = self._read(offset, offset + 1)[0]
-                return [(offset, bytes((old ^ origins[difference],)))]
-            index = _CRC_INDEX[difference >> 24]
-            difference = (difference ^ _CRC_TABLE[index]) << 8 | index
+    A single bit changes the CRC-32 by a value of its own: what its byte contributes, moved on by
+    one step for each byte behind it.  So the difference is moved back step by step.
+    """
+    if covered.size > _SEARCH_SIZE_MAX:
         return None
+    first = covered.size - (covered.key_end - covered.start)
+    origins = {_CRC_TABLE[1 << bit]: 1 << bit for bit in range(8)}
+    for behind in range(covered.size - HEAD_SIZE):
+        if behind >= first and difference in origins:
+            offset = covered.start + covered.size - 1 - behind
+            old = read(offset, offset + 1)[0]
+            return [(offset, bytes((old ^ origins[difference],)))]
+        index = _CRC_INDEX[difference >> 24]
+        difference = (difference ^ _CRC_TABLE[index]) << 8 | index
+    return None
 
 
 _CRC_TABLE: Final = tuple(crc32(bytes((byte,))) ^ crc32(b"\0") for byte in range(256))

@@ -74,18 +74,23 @@ class _Reader:
 
     def __call__(self, start: int, stop: int) -> bytes:
         """Return the bytes between two offsets; fewer at the file's end."""
-        stop = min(stop, self._size)
-        start = max(start, 0)
-        self.spent += max(stop - start, 0)
-        if stop - start > _CHUNK_SIZE // 4:
-            return self._read(start, stop)
         at = start - self._base
-        if at < 0 or stop > self._base + len(self._window):
-            # A little of what lies before: trailers are read after heads.
-            self._base = max(start - _SMALL_SIZE, 0)
-            self._window = self._read(self._base, min(self._base + _CHUNK_SIZE, self._size))
-            at = start - self._base
-        return self._window[at : at + stop - start]
+        size = stop - start
+        if at >= 0 and at + size <= len(self._window):
+            self.spent += max(size, 0)
+            return self._window[at : at + size]
+        return self._read_more(max(start, 0), min(stop, self._size))
+
+    def _read_more(self, start: int, stop: int) -> bytes:
+        size = max(stop - start, 0)
+        self.spent += size
+        if size > _CHUNK_SIZE // 4:
+            return self._read(start, stop)
+        # A little of what lies before: trailers are read after heads.
+        self._base = max(start - _SMALL_SIZE, 0)
+        self._window = self._read(self._base, min(self._base + _CHUNK_SIZE, self._size))
+        at = start - self._base
+        return self._window[at : at + size]
 
 
 class Recovery:

@@ -5,17 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pmshelve.mmapdict import frame
+from pmshelve.mmapdict.frame import HEAD_SIZE, TRAILER_SIZE
 from pmshelve.mmapdict.scan import Entry, Scan
 from pmshelve.mmapdict.wellformed import find_fault
-from pmshelve.storage.binary import U32
+from pmshelve.storage.binary import U32, crc32
 
 if TYPE_CHECKING:
     from pmshelve.mmapdict.frame import Read
 
-__all__ = ["FOREIGN_TRAILER_SIZE", "Walker", "find_unsoundness"]
+__all__ = ["FOREIGN_TRAILER_SIZE", "Covered", "Walker", "find_unsoundness"]
 
 FOREIGN_TRAILER_SIZE = 8
 """Bytes behind the value in entries of mmappickle."""
+_CHUNK_SIZE = 1 << 18
 
 
 class Walker(Scan):
@@ -35,14 +37,67 @@ def find_unsoundness(read: Read, entry: Entry) -> tuple[str, str] | None:
     if not entry.own:
         fault = find_fault(read, entry.value, entry.end - FOREIGN_TRAILER_SIZE)
         return None if fault is None else (f"the value is broken: {fault}", "L2")
-    try:
-        as_is, reducing = frame.entry_crc(read, entry.offset, entry.end, entry.value)
-    except (ValueError, IndexError):
-        return "data reaches past the entry's end", "L2"
+    covered = Covered(read, entry.offset, entry.end, len(entry.stored))
+    if not covered.fits:
+        return "the value's opcodes do not fit into the entry", "L2"
     stored = U32.unpack(read(entry.end - 13, entry.end - 9))[0]
-    # A dead entry's last REDUCE was turned into POP; the crc is that of the entry alive.
-    if stored == as_is or (stored == reducing and entry.flag != frame.LIVE):
+    if stored == covered.crc:
         return None
-    if stored == reducing:
+    if stored == covered.reducing_crc:
+        # A dead entry's last REDUCE was turned into POP; the crc is that of the entry alive.
+        if entry.flag != frame.LIVE and read(entry.end - 15, entry.end - 14) == b"0":
+            return None
         return "the value has lost its last opcode, REDUCE", "L3"
     return "the checksum is wrong", "L3"
+
+
+class Covered:
+    """The bytes of an entry of pmshelve that its crc covers.
+
+    Attributes
+    ----------
+    start, key_end
+        Offset of the entry, and behind its key (the real one, if that is long).
+    size
+        How many bytes are covered.
+    crc, reducing_crc
+        Their CRC-32 as they stand, and with REDUCE as the last of them.
+    fits
+        Whether the value's opcodes end where the value does; if not, blobs were not left out.
+    """
+
+    __slots__ = ("_read", "crc", "fits", "key_end", "reducing_crc", "size", "start")
+
+    def __init__(self, read: Read, start: int, stop: int, key_size: int) -> None:
+        self._read = read
+        self.start = start
+        value = start + HEAD_SIZE + key_size
+        last = stop - TRAILER_SIZE - 1
+        self.fits = True
+        try:
+            blobs = list(frame.walk(read, value, last + 1))
+        except (ValueError, IndexError):
+            self.fits, blobs = False, []
+        self.key_end = value
+        if read(value - key_size, value) == frame.KEY_MARKER:
+            size = U32.unpack(read(value + 2, value + 6).ljust(4, b"\0"))[0]
+            self.key_end += 6 + min(size, max(last - value, 0))
+        self.size = 0
+        crc = 0
+        position = start
+        for offset, size in blobs:
+            crc = self._add(position, offset, crc)
+            position = offset + size
+        if position > last:  # the value is a blob and nothing else: no REDUCE
+            self.crc = self.reducing_crc = crc
+            return
+        crc = self._add(position, last, crc)
+        self.size += 1
+        self.crc = crc32(read(last, last + 1), crc)
+        self.reducing_crc = crc32(b"R", crc)
+
+    def _add(self, start: int, stop: int, crc: int) -> int:
+        self.size += stop - start
+        for offset in range(start, stop, _CHUNK_SIZE):
+            crc = crc32(self._read(offset, min(offset + _CHUNK_SIZE, stop)), crc)
+        return crc

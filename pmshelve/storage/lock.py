@@ -15,7 +15,7 @@ import threading
 import time
 
 from ..errors import LockTimeoutError, StorageError
-from . import file as _file
+from .file import system
 
 __all__ = ["EXCLUSIVE", "SHARED", "FileLock", "holder_of"]
 
@@ -40,14 +40,11 @@ class FileLock:
         Seconds to wait for threads and processes together; None for ever.
     """
 
-    __slots__ = ("_depth", "_fd", "_held", "_pinned", "_rlock", "path", "timeout")
+    __slots__ = ("_depth", "_enter", "_fd", "_leave", "_pinned", "path", "timeout")
 
     def __init__(self, fd: int, path: object, timeout: float | None) -> None:
         self._fd = fd
-        self._rlock = threading.RLock()
-        self._depth = 0
-        self._held = 0
-        self._pinned = False
+        self.renew()
         self.path = path
         self.timeout = timeout
 
@@ -61,20 +58,20 @@ class FileLock:
         StorageError
             The file system has no locks.
         """
-        if not self._rlock.acquire(False):
+        if not self._enter(False):
             self._wait_for_threads()
         if self._depth or self._pinned:
             self._depth += 1
             return
         try:
-            _file.system.flock(self._fd, operation)
+            system.flock(self._fd, operation)
         except BaseException as error:
             try:
                 if not isinstance(error, BlockingIOError):
                     raise self._refusal(error) from None
                 self._wait_for_processes(operation)
             except BaseException:
-                self._rlock.release()
+                self._leave()
                 raise
         self._depth = 1
 
@@ -82,34 +79,34 @@ class FileLock:
         """Undo one `acquire`."""
         self._depth -= 1
         if not self._depth and not self._pinned:
-            _file.system.flock(self._fd, UNLOCK)
-        self._rlock.release()
+            system.flock(self._fd, UNLOCK)
+        self._leave()
 
     def try_shared(self) -> bool:
         """Take the lock shared if that needs no waiting for another process."""
-        if not self._rlock.acquire(False):
+        if not self._enter(False):
             self._wait_for_threads()
         if not self._depth and not self._pinned:
             try:
-                _file.system.flock(self._fd, SHARED)
+                system.flock(self._fd, SHARED)
             except OSError:
-                self._rlock.release()
+                self._leave()
                 return False
         self._depth += 1
         return True
 
     def enter(self) -> None:
         """Keep this process's other threads out; other processes go on."""
-        if not self._rlock.acquire(False):
+        if not self._enter(False):
             self._wait_for_threads()
 
     def try_enter(self) -> bool:
         """Do as `enter` if no other thread is in."""
-        return self._rlock.acquire(False)
+        return self._enter(False)
 
     def leave(self) -> None:
         """Undo one `enter`."""
-        self._rlock.release()
+        self._leave()
 
     def move(self, fd: int, operation: int = EXCLUSIVE) -> None:
         """Go over, with the lock held, to another descriptor, locking that and unlocking this.
@@ -123,13 +120,13 @@ class FileLock:
         self._fd = fd
         try:
             try:
-                _file.system.flock(fd, operation)
+                system.flock(fd, operation)
             except BlockingIOError:
                 self._wait_for_processes(operation)
         except BaseException:
             self._fd = previous
             raise
-        _file.system.flock(previous, UNLOCK)
+        system.flock(previous, UNLOCK)
 
     def pin(self) -> None:
         """Keep the file's lock, held now, until `unpin`."""
@@ -139,7 +136,7 @@ class FileLock:
         """Give back the file's lock at the next release."""
         self._pinned = False
         if not self._depth:
-            _file.system.flock(self._fd, UNLOCK)
+            system.flock(self._fd, UNLOCK)
 
     @property
     def held(self) -> bool:
@@ -152,7 +149,8 @@ class FileLock:
 
     def renew(self) -> None:
         """Forget all that a fork copied: the threads are gone, the file's lock is the parent's."""
-        self._rlock = threading.RLock()
+        rlock = threading.RLock()
+        self._enter, self._leave = rlock.acquire, rlock.release
         self._depth = 0
         self._pinned = False
 
@@ -168,7 +166,7 @@ class FileLock:
 
     def _wait_for_threads(self) -> None:
         timeout = -1 if self.timeout is None else self.timeout
-        if not self._rlock.acquire(timeout=timeout):
+        if not self._enter(timeout=timeout):
             raise LockTimeoutError(
                 f"another thread held the lock for {self.timeout} s",
                 self.path,
@@ -181,7 +179,7 @@ class FileLock:
         while True:
             time.sleep(pause)
             try:
-                _file.system.flock(self._fd, operation)
+                system.flock(self._fd, operation)
                 return
             except BlockingIOError:
                 pass

@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import numpy
 
 from pmshelve.errors import CorruptionError
-from pmshelve.mmapdict.opcodes import STOP, TUPLE1, Buffer, Call, Global, emit, parse
+from pmshelve.mmapdict.opcodes import STOP, Buffer, Call, Global, emit, parse
 from pmshelve.mmapdict.picklers.base import Blob, Encoded, Places, Source
 from pmshelve.mmapdict.picklers.dtypes import dtype_spec, load_dtype
-from pmshelve.mmapdict.picklers.generic import BUFFERS_END, BUFFERS_HEAD, RAW_PROTO, encode_generic
+from pmshelve.mmapdict.picklers.generic import RAW_PROTO, encode_buffers, encode_generic
 from pmshelve.mmapdict.picklers.plain import encode_raw
 
 if TYPE_CHECKING:
@@ -95,8 +95,8 @@ def encode_array(array: Any) -> Encoded:
     spec = dtype_spec(array.dtype)
     if spec is None:
         return encode_generic(array)
-    blob = Blob(array.nbytes, functools.partial(chunks_of, array))
-    return [BUFFERS_HEAD, blob, *_tail(array.shape, spec, order_of(array))], True
+    raw = _raw_of(array.shape, spec, order_of(array))
+    return encode_buffers([Blob(array.nbytes, functools.partial(chunks_of, array))], raw), True
 
 
 def encode_empty(stub: EmptyNDArray) -> Encoded:
@@ -104,25 +104,22 @@ def encode_empty(stub: EmptyNDArray) -> Encoded:
     spec = dtype_spec(stub.dtype)
     if spec is None:
         raise TypeError(f"an array of dtype {stub.dtype} cannot be allocated in a file")
-    blob = Blob(stub.nbytes, None, reserve=stub.reserve)
-    return [BUFFERS_HEAD, blob, *_tail(stub.shape, spec, "C")], True
+    raw = _raw_of(stub.shape, spec, "C")
+    return encode_buffers([Blob(stub.nbytes, None, reserve=stub.reserve)], raw), True
 
 
-def _tail(shape: tuple[int, ...], spec: Any, order: Order) -> list[bytes | Blob]:
-    if type(spec) is str:
-        return _cached_tail(shape, spec, order)
-    return _make_tail(shape, spec, order)
+def _raw_of(shape: tuple[int, ...], spec: Any, order: Order) -> list[bytes | Blob]:
+    # The spec of a structured dtype is a dict, which no cache takes.
+    make = _cached_raw if type(spec) is str else _make_raw
+    return make(shape, spec, order)
 
 
-def _make_tail(shape: tuple[int, ...], spec: Any, order: Order) -> list[bytes | Blob]:
+def _make_raw(shape: tuple[int, ...], spec: Any, order: Order) -> list[bytes | Blob]:
     call = Call(NDARRAY, (shape, spec, Buffer(0), 0, None, order))
-    pieces = encode_raw([RAW_PROTO + emit(call) + STOP])
-    if len(pieces) == 1 and type(pieces[0]) is bytes:
-        return [BUFFERS_END + pieces[0] + TUPLE1]
-    return [BUFFERS_END, *pieces, TUPLE1]
+    return encode_raw([RAW_PROTO + emit(call) + STOP])
 
 
-_cached_tail: Final = functools.lru_cache(1024)(_make_tail)
+_cached_raw: Final = functools.lru_cache(1024)(_make_raw)
 
 # Decode -----------------------------------------------------------------------------------------
 
@@ -176,7 +173,7 @@ def array_decoder(raw: bytes, places: Places) -> ArrayDecoder | None:
     """
     decoder = _parse_array(raw)
     if decoder is not None:
-        check_size(decoder, places, 0)
+        check_size(decoder, places, 0, 1)
     return decoder
 
 
@@ -199,9 +196,9 @@ def load_array(call: Any, index: int) -> ArrayDecoder:
     return make_decoder(shape, load_dtype(spec), order)
 
 
-def check_size(decoder: ArrayDecoder, places: Places, index: int) -> None:
-    """Raise CorruptionError unless an array is exactly as large as its buffer."""
-    if index >= len(places) or decoder.nbytes != places[index][1]:
+def check_size(decoder: ArrayDecoder, places: Places, index: int, count: int) -> None:
+    """Raise CorruptionError unless an array is as large as its buffer, one of `count`."""
+    if len(places) != count or decoder.nbytes != places[index][1]:
         raise CorruptionError("an array is not as large as its buffer", offset=places[0][0])
 
 

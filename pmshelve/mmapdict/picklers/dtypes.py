@@ -7,7 +7,7 @@
 
 Byte order, units, offsets, gaps, overlaps, titles and alignment are kept; metadata is not.  A dtype
 that neither says exactly (of Python objects, of variable-width strings, defined by users,
-`numpy.record`) has no literal.
+`numpy.record`, an aligned structure around one that is not) has no literal.
 
 This module imports NumPy; it is loaded when the program has, or when an array is read.
 """
@@ -53,6 +53,8 @@ def _structured_spec(dtype: Any, depth: int) -> dict[str, Any] | None:
     titles = [field[2] if len(field) > 2 else None for field in fields]
     if None in formats or any(not isinstance(title, str | None) for title in titles):
         return None
+    if dtype.isalignedstruct and not all(_is_aligned(field[0]) for field in fields):
+        return None
     spec: dict[str, Any] = {
         "names": list(dtype.names),
         "formats": formats,
@@ -63,6 +65,12 @@ def _structured_spec(dtype: Any, depth: int) -> dict[str, Any] | None:
     spec["itemsize"] = dtype.itemsize
     spec["aligned"] = dtype.isalignedstruct
     return spec
+
+
+def _is_aligned(dtype: Any) -> bool:
+    """Whether a field may be in an aligned structure, which NumPy makes its structures be too."""
+    base = dtype.base
+    return base.names is None or bool(base.isalignedstruct)
 
 
 def load_dtype(spec: Any) -> numpy.dtype[Any]:
@@ -96,19 +104,20 @@ def _is_spec(spec: Any, depth: int) -> bool:
 
 def _is_structure(spec: dict[str, Any], depth: int) -> bool:
     formats = spec.get("formats")
+    if type(formats) is not list or not all(_is_spec(item, depth + 1) for item in formats):
+        return False
+    count = len(formats)
     return (
-        type(formats) is list
-        and all(_is_spec(item, depth + 1) for item in formats)
-        and _is_list(spec.get("names"), str)
-        and _is_list(spec.get("offsets"), int)
-        and _is_list(spec.get("titles", []), str, type(None))
+        _is_list(spec.get("names"), count, str)
+        and _is_list(spec.get("offsets"), count, int)
+        and _is_list(spec.get("titles", [None] * count), count, str, type(None))
         and type(spec.get("itemsize")) is int
         and type(spec.get("aligned")) is bool
     )
 
 
-def _is_list(value: Any, *types: type) -> bool:
-    return type(value) is list and all(type(item) in types for item in value)
+def _is_list(value: Any, count: int, *types: type) -> bool:
+    return type(value) is list and len(value) == count and all(type(i) in types for i in value)
 
 
 def _is_shape(value: Any) -> bool:

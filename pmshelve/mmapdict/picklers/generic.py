@@ -179,6 +179,8 @@ def encode_generic(value: Any) -> Encoded:
 
 def encode_buffers(blobs: list[Blob], raw: list[bytes | Blob]) -> list[bytes | Blob]:
     """Return the opcodes that call `pickle.loads` with `raw` and these buffers (less REDUCE)."""
+    if len(raw) == 1 and type(raw[0]) is bytes:
+        return [BUFFERS_HEAD, *blobs, BUFFERS_END + raw[0] + TUPLE1]
     return [BUFFERS_HEAD, *blobs, BUFFERS_END, *raw, TUPLE1]
 
 

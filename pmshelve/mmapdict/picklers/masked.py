@@ -143,14 +143,14 @@ class MaskedDecoder:
     def __call__(self, source: Source, start: int, stop: int) -> Any:
         """Return the masked array whose data and mask lie in [start, stop) of the file."""
         data, mask, fill, is_hard = self._form
-        mask_array: Any = numpy.ma.nomask
-        if mask is not None:
-            mask_start = start + self._mask_shift
-            mask_array = mask(source, mask_start, mask_start + mask.nbytes)
-        data_array = data(source, start, start + data.nbytes)
-        return numpy.ma.MaskedArray(
-            data_array, mask=mask_array, fill_value=fill, hard_mask=is_hard, copy=False
+        array: Any = numpy.ma.MaskedArray(
+            data(source, start, start + data.nbytes), fill_value=fill, hard_mask=is_hard, copy=False
         )
+        if mask is not None:
+            start += self._mask_shift
+            # Setting the property would copy it.
+            array._mask = mask(source, start, start + mask.nbytes)  # noqa: SLF001
+        return array
 
 
 def masked_decoder(raw: bytes, places: Places) -> MaskedDecoder | None:
@@ -164,9 +164,10 @@ def masked_decoder(raw: bytes, places: Places) -> MaskedDecoder | None:
     form = _parse_masked(raw)
     if form is None:
         return None
-    check_size(form.data, places, 0)
+    count = 1 if form.mask is None else 2
+    check_size(form.data, places, 0, count)
     if form.mask is not None:
-        check_size(form.mask, places, 1)
+        check_size(form.mask, places, 1, count)
     return MaskedDecoder(form, places)
 
 
@@ -175,13 +176,15 @@ def _parse_masked(raw: bytes) -> Form | None:
     call = parse(raw)
     if type(call) is not Call or call.function != MASKED_ARRAY:
         return None
-    if len(call.arguments) != 9 or call.arguments[2:6] != (None, False, True, 0):
+    if len(call.arguments) != 9:
+        raise CorruptionError("a masked array is not a call with nine arguments")
+    data_call, mask_call, *between, fill_call, keep_mask, is_hard = call.arguments
+    if between != [None, False, True, 0] or keep_mask is not True or type(is_hard) is not bool:
         raise CorruptionError("a masked array is not written as it should be")
-    data_call, mask_call, fill_call, is_hard = (call.arguments[i] for i in (0, 1, 6, 8))
     data = load_array(data_call, 0)
     mask = None if mask_call == _NOMASK else load_array(mask_call, 1)
     check_mask(data, mask)
-    return Form(data, mask, _load_fill(fill_call), is_hard is True)
+    return Form(data, mask, _load_fill(fill_call, data), is_hard)
 
 
 def check_mask(data: ArrayDecoder, mask: ArrayDecoder | None) -> None:
@@ -192,12 +195,17 @@ def check_mask(data: ArrayDecoder, mask: ArrayDecoder | None) -> None:
         raise CorruptionError("a mask is not of its data's shape, or not a mask")
 
 
-def _load_fill(call: Any) -> Any:
+def _load_fill(call: Any, data: ArrayDecoder) -> Any:
     if call is None:
         return None
     if type(call) is not Call or call.function != NDARRAY or len(call.arguments) != 6:
         raise CorruptionError("a fill value is not an array")
-    dtype, data = load_dtype(call.arguments[1]), call.arguments[2]
-    if call.arguments[0] != () or type(data) is not bytes or len(data) != dtype.itemsize:
+    dtype, content = load_dtype(call.arguments[1]), call.arguments[2]
+    if call.arguments[0] != () or type(content) is not bytes or len(content) != dtype.itemsize:
         raise CorruptionError("a fill value is not as large as its dtype says")
-    return numpy.ndarray((), dtype, bytearray(data))
+    fill = numpy.ndarray((), dtype, bytearray(content))
+    try:
+        numpy.ma.MaskedArray(numpy.empty(0, data.dtype), fill_value=fill)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise CorruptionError(f"a fill value does not fit its array: {error}") from error
+    return fill

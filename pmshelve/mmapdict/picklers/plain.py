@@ -166,6 +166,11 @@ def resolve_plain(source: Source, start: int, stop: int, head: bytes) -> Resolve
     Returns
     -------
     None where the value is anything else.
+
+    Raises
+    ------
+    CorruptionError
+        The opcode's data reaches past `stop`.
     """
     opcode = head[0]
     decoder: Decoder | None
@@ -180,7 +185,9 @@ def resolve_plain(source: Source, start: int, stop: int, head: bytes) -> Resolve
         end = start + width
     else:
         return None
-    if not 0 <= stop - end <= PAD_SIZE_MAX:
+    if end > stop:
+        raise CorruptionError("a value reaches past its end", source.path, offset=start)
+    if stop - end > PAD_SIZE_MAX:
         return None
     whole = len(head) == stop - first
     rest = head[end - first :] if whole else source.read(end, stop)

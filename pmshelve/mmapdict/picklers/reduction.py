@@ -164,6 +164,7 @@ def _make_reducers() -> dict[type, Callable[[Any], _Reduced]]:
     reducers: dict[type, Callable[[Any], _Reduced]] = {
         numpy.str_: _reduce_text,
         numpy.bytes_: _reduce_bytes,
+        numpy.record: _reduce_scalar,
     }
     for code in "?gGMmV":
         reducers[numpy.dtype(code).type] = _reduce_scalar

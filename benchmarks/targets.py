@@ -1,0 +1,139 @@
+"""The figures the store is built to reach, each tied to what measures it.
+
+`peers` are what peers did on the machine where the targets were set.  The machine of a run may be
+faster or slower, so a report divides what the same peers do in the same run by these, and calls
+the median of that the run's `pace`: 1.3 says that everything takes 1.3 times as long there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+__all__ = ["TARGETS", "Target"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """One figure to reach.
+
+    Attributes
+    ----------
+    text
+        What it is about.
+    workload, metric, engine
+        What is measured.
+    limit
+        The figure; None stands for the best peer of the same run.
+    more_is_better
+        Whether the limit is a lower one.
+    base
+        Divide by this metric of the same engine: the limit is a ratio.
+    rivals
+        Which engines a limit of None compares with; all peers of the workload by default.
+    peers
+        What peers did where the target was set.
+    """
+
+    text: str
+    workload: str
+    metric: str
+    engine: str
+    limit: float | None
+    more_is_better: bool = False
+    base: str | None = None
+    rivals: tuple[str, ...] = ()
+    peers: Mapping[str, float] = field(default_factory=dict)
+
+
+_PUT = {
+    "lmdb": 3.0,
+    "lmdb-writemap": 1.2,
+    "dbm.gnu": 2.9,
+    "dbm.sqlite3-nosync": 8.9,
+    "dbm.dumb": 14.0,
+    "zict.File": 16.0,
+    "diskcache": 40.0,
+    "mmappickle": 2_000.0,
+}
+_PUT_ALONE = {"semidbm": 1.5, "leveldb": 1.1}
+_GET = {"dbm.gnu": 0.36, "lmdb": 1.05, "semidbm": 1.5, "dbm.sqlite3": 6.1, "mmappickle": 44.0}
+_DELETE = {"lmdb": 5.2, "dbm.gnu": 3.9, "semidbm": 1.5}
+_PUTS = {"dbm.sqlite3-nosync": 77_000.0, "lmdb": 235_000.0, "mmappickle": 137.0}
+_GETS = {"dbm.sqlite3-nosync": 135_000.0, "lmdb": 809_000.0, "mmappickle": 569.0}
+_OPEN = {"lmdb": 0.25, "dbm.gnu": 0.1, "dbm.sqlite3": 2.5, "semidbm": 860.0, "dbm.dumb": 8_600.0}
+_SHELF_RIVALS = (
+    "lmdb",
+    "lmdb-writemap",
+    "lmdb-batch",
+    "dbm.gnu",
+    "dbm.ndbm",
+    "dbm.sqlite3",
+    "dbm.sqlite3-nosync",
+    "dbm.dumb",
+    "semidbm",
+)
+
+TARGETS: tuple[Target, ...] = (
+    *(
+        Target(f"{text}{face}", workload, metric, f"pmshelve{door}{way}", limit, peers=peers)
+        for text, workload, metric, way, limit, peers in (
+            ("put, visible to other processes", "put", "put", "", 4.0, _PUT),
+            ("put, exclusive", "put", "put", "-exclusive", 2.2, _PUT_ALONE),
+            ("put, in a batch", "put", "put", "-batch", 1.2, {"lmdb-batch": 0.37}),
+            ("get, key seen before", "get", "seen", "", 0.6, _GET),
+            ("get, key seen before, exclusive", "get", "seen", "-exclusive", 0.4, _GET),
+            ("get, first touch through a checkpoint", "get", "first", "", 2.0, _GET),
+            ("missing key, index in memory", "missing", "memory", "", 0.2, {}),
+            ("missing key, through a checkpoint", "missing", "reopened", "", 0.8, {}),
+            ("delete", "delete", "delete", "", 2.5, _DELETE),
+        )
+        for door, face in (("", ""), ("-dbm", ", dbm face"))
+    ),
+    *(
+        Target(f"shelf, {metric}, {way}", "shelf", metric, engine, None, rivals=_SHELF_RIVALS)
+        for way, engine in (
+            ("exclusive", "pmshelve-shelf-exclusive"),
+            ("in a batch", "pmshelve-shelf-batch"),
+        )
+        for metric in ("set", "get seen")
+    ),
+    Target("shelf, set, visible", "shelf", "set", "pmshelve-shelf", 7.0),
+    Target("put on the disk", "synced", "put", "pmshelve-sync", None),
+    Target(
+        "put, file of 100,000 keys against 500",
+        "growth",
+        "at 100,000",
+        "pmshelve",
+        1.25,
+        base="at 500",
+    ),
+    Target("one writer beside one reader: puts", "processes", "puts", "pmshelve", 150_000, True,
+           peers=_PUTS),
+    Target("one reader beside one writer: gets", "processes", "gets", "pmshelve", 300_000, True,
+           peers=_GETS),
+    Target("torn or missing values there", "processes", "wrong values", "pmshelve", 0),
+    Target("open a million-key file and get, ms", "open", "open and get", "pmshelve", 1.0,
+           peers=_OPEN),
+    Target("memory that takes, MiB", "open", "memory, total", "pmshelve", 5.0),
+    Target("import pmshelve, ms", "import", "import", "import pmshelve", 15.0),
+    Target("import pmshelve brings NumPy", "import", "brings NumPy", "import pmshelve", 0),
+    *(
+        Target(f"array of {size}: put, of a bare pwrite", "arrays", f"put, {size}, of pwrite",
+               "pmshelve-arrays", share, True)
+        for size, share in (("64 KiB", 0.55), ("1 MiB", 0.85), ("64 MiB", 0.95))
+    ),
+    *(
+        Target(f"array of {size}: get", "arrays", f"get, {size}", "pmshelve-arrays", 5.0)
+        for size in ("64 KiB", "1 MiB", "64 MiB")
+    ),
+    *(
+        Target(f"array of {size}: get and sum, of {what}", "arrays", f"sum, {size}, of {metric}",
+               "pmshelve-arrays", 0.95, True)
+        for size in ("64 KiB", "1 MiB", "64 MiB")
+        for what, metric in (
+            ("summing an open numpy.memmap", "memmap"),
+            ("opening and summing one", "opening memmap"),
+        )
+    ),
+)  # fmt: skip

@@ -1,0 +1,108 @@
+"""CPython's own tests of `shelve`: over our dbm module, and with `pmshelve.open` in its place."""
+
+from __future__ import annotations
+
+import pickle
+import shelve
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import pytest
+
+import pmshelve
+from pmshelve.dbm_compat import mmapdict as our_dbm
+from pmshelve.dbm_compat import register, unregister
+from pmshelve.shelf import ClassicShelf, NativeShelf, ShelveError
+
+test_shelve: Any = pytest.importorskip("test.test_shelve", exc_type=ImportError)
+mapping_tests: Any = pytest.importorskip("test.mapping_tests", exc_type=ImportError)
+
+PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
+
+
+@pytest.fixture(autouse=True)
+def _registered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)  # the names in those tests are relative
+    register("mmapdict")
+    yield
+    unregister()
+
+
+# The standard library's shelf over our dbm module -----------------------------------------------
+
+
+class TestShelveOverDBM(test_shelve.TestCase):
+    # CPython 3.15: it expects the error of dbm.sqlite3, the default module there.
+    test_custom_incomplete_serializer_and_deserializer = None
+
+    def test_the_files_are_ours(self) -> None:
+        with shelve.open("shelf") as shelf:
+            assert isinstance(shelf.dict, our_dbm.Database)  # type: ignore[attr-defined]
+
+
+class OverDBM(test_shelve.TestShelveFileBase):
+    dbm_mod = our_dbm
+
+
+# Our shelves ------------------------------------------------------------------------------------
+
+
+class TestShelveIsOurs(test_shelve.TestCase):
+    # CPython 3.15: it expects the error of dbm.sqlite3, the default module there.
+    test_custom_incomplete_serializer_and_deserializer = None
+
+    @pytest.fixture(autouse=True)
+    def _ours(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        ours = SimpleNamespace(
+            open=pmshelve.open,
+            Shelf=ClassicShelf,
+            BsdDbShelf=shelve.BsdDbShelf,
+            ShelveError=ShelveError,
+        )
+        monkeypatch.setattr(test_shelve, "shelve", ours)
+
+
+class Ours(test_shelve.TestShelveBase):
+    counter = 0
+    _args: dict[str, Any]
+
+    def _empty_mapping(self) -> Any:
+        self.counter += 1
+        shelf = pmshelve.open(f"shelf{self.counter}", **self._args)
+        self.addCleanup(shelf.close)
+        return shelf
+
+
+class OursNative(Ours):
+    def _empty_mapping(self) -> Any:
+        shelf = super()._empty_mapping()
+        assert isinstance(shelf, NativeShelf)
+        return shelf
+
+
+class OursClassic(Ours):
+    _args: ClassVar = {"serializer": pickle.dumps, "deserializer": pickle.loads}
+
+
+class OursInMemory(test_shelve.TestShelveBase):
+    _args: dict[str, Any]
+
+    def _empty_mapping(self) -> Any:
+        return ClassicShelf(test_shelve.byteskeydict(), **self._args)
+
+
+def make(base: type, name: str, **arguments: Any) -> type:
+    """Return CPython's tests of the mapping protocol for one way to open a shelf."""
+    arguments = {**getattr(base, "_args", {}), **arguments}
+    bases = (base, mapping_tests.BasicTestMappingProtocol)
+    return type(name, bases, {"_args": arguments, "__module__": __name__})
+
+
+for base in (OverDBM, OursNative, OursClassic, OursInMemory):
+    for protocol in PROTOCOLS:
+        title = f"Test{base.__name__}Protocol{protocol}"
+        globals()[title] = make(base, title, protocol=protocol)
+    title = f"Test{base.__name__}Writeback"
+    globals()[title] = make(base, title, writeback=True)
