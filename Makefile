@@ -62,7 +62,7 @@ format: $(VENV)/.lint
 	$(PY) -m ruff format $(LINTED)
 
 bench: $(VENV)/.bench
-	$(PY) benchmarks/run.py $(BENCH_ARGS)
+	$(PY) -m benchmarks.run $(BENCH_ARGS)
 
 clean:
 	rm -rf .venv .venvs build dist .coverage .coverage.* htmlcov .hypothesis .import_linter_cache

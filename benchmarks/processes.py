@@ -88,7 +88,7 @@ def processes(engine: Engine, job: Job) -> Iterator[Sample]:
             _expect_ready(process)
         for process in pair:
             _send(process, "go\n")
-        writer, reader = (json.loads(process.communicate()[0]) for process in pair)
+        writer, reader = (_result(process) for process in pair)
     finally:
         for process in pair:
             process.kill()
@@ -98,12 +98,22 @@ def processes(engine: Engine, job: Job) -> Iterator[Sample]:
     yield Sample("wrong values", reader["wrong"], "count")
 
 
+def _result(process: subprocess.Popen[str]) -> dict[str, float]:
+    output, errors = process.communicate()
+    if process.returncode:
+        last = errors.strip().splitlines()[-1:] or [f"exit status {process.returncode}"]
+        raise RuntimeError(f"a process of the benchmark failed: {last[0]}")
+    result: dict[str, float] = json.loads(output)
+    return result
+
+
 def _start(role: str, engine: Engine, directory: Path, seconds: float) -> subprocess.Popen[str]:
     return subprocess.Popen(
         _child(role, engine.name, directory, seconds),
         env=_environment(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
     )
 

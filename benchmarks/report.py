@@ -109,7 +109,7 @@ def target_rows(figures: Figures) -> Iterator[list[str]]:
     for target in TARGETS:
         judged = judge(figures, target)
         if judged is None:
-            yield [target.text, _limit(target), "not measured", "", "", ""]
+            yield [target.text, _limit(target), "not measured", "", "", "", ""]
             continue
         samples, limit = judged
         middle = statistics.median(samples)
@@ -119,10 +119,20 @@ def target_rows(figures: Figures) -> Iterator[list[str]]:
             target.text,
             _limit(target),
             _spread(samples),
+            _cpu(figures, target),
             "pass" if passed else "**short**",
             f"{speed:.2f}" if speed else "",
             _rivals(figures, target),
         ]
+
+
+def _cpu(figures: Figures, target: Target) -> str:
+    """Write the CPU time of an operation, where that is what the target is about."""
+    entry = figures.entry(target.workload, target.metric, target.engine)
+    compared = target.base is not None or target.limit is None
+    if entry is None or compared or entry["unit"] != "us" or not entry["cpu"]:
+        return ""
+    return number(statistics.median(entry["cpu"]))
 
 
 def _limit(target: Target) -> str:
@@ -171,7 +181,7 @@ def table(head: Sequence[str], rows: Iterator[list[str]]) -> str:
 
 def targets_table(figures: Figures) -> str:
     """Return the table of all targets."""
-    head = ["target", "figure", "reached", "", "pace", "peers in the same run"]
+    head = ["target", "figure", "reached", "CPU", "", "pace", "peers in the same run"]
     return table(head, target_rows(figures))
 
 

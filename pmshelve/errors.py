@@ -196,6 +196,11 @@ class StorageError(PmshelveError, OSError):
         if cause is not None:
             self.__cause__ = cause
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        make, arguments, state = super().__reduce__()
+        state = {**state, "errno": self.errno, "strerror": self.strerror, "filename": self.filename}
+        return make, arguments, state
+
 
 class LockTimeoutError(StorageError, TimeoutError):
     """Another process held the lock for longer than `timeout` seconds."""

@@ -31,18 +31,36 @@ class Batch:
     def __init__(self, store: mmapdict) -> None:
         self._store = store
         self._depth = 0
+        self._start_afresh()
+
+    def _start_afresh(self) -> None:
         self._doomed = False
         self.owner = 0
         self.changes: dict[str, int | None] = {}
         self.olds: list[tuple[int, bool, int]] = []
         self.live_change = 0
 
+    def abandon(self) -> None:
+        """Undo the batch, of this thread, before its end: the store is being closed."""
+        self._depth = 0
+        self._store._log.abort_batch()
+        self._store._batch = None
+        self._store._end_write()
+
+    def _lose(self) -> None:
+        """In a forked child: the batch is the parent's."""
+        self._depth = 0
+        self._start_afresh()
+        self._store._batch = None
+
     def __enter__(self) -> mmapdict:
         store = self._store
         if self._depth == 0:
+            self._start_afresh()
             store._begin_write()
             try:
                 self._stage = store._log.begin_batch()
+                self._stage.on_fork = self._lose
             except BaseException:
                 store._end_write()
                 raise
@@ -57,6 +75,10 @@ class Batch:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if not self._depth:
+            if kind is None:
+                self._store._log.check_usable()
+            return
         self._depth -= 1
         self._doomed = self._doomed or kind is not None
         if self._depth:
@@ -110,7 +132,8 @@ class Batch:
             stage.add_layout(lay_out(stored, [prefix, *body], reduces, offset))
         if not live:
             self.live_change += 1
-        self.changes[key] = offset
+        self.changes.pop(key, None)
+        self.changes[key] = offset  # last set, last in the order
 
     def delete(self, key: str) -> None:
         """Stage a tombstone; KeyError where there is nothing to delete."""

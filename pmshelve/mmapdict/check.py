@@ -138,17 +138,19 @@ class _Layout(_Auditor):
         self._read = read
         # mmappickle's vacuum drops the superblock, and moves entries by any number of bytes.
         self._placed = False
+        self._mended: Entry | None = None
 
     def gap(self, gap: Gap) -> Iterator[Problem]:
         key = gap.entry.key if gap.entry is not None else None
         can = "" if gap.entry is not None else f"; {gap.stop - gap.start} bytes are lost"
         yield Problem(gap.invariant, gap.start, key, gap.problem + can)
+        self._mended = gap.entry
 
     def entry(self, entry: Entry) -> Iterator[Problem]:
         if entry.stored == frame.SUPERBLOCK_KEY:
             self._placed = entry.offset == frame.FIRST_ENTRY
             return
-        if not entry.own:
+        if not entry.own or entry is self._mended:
             return
         stop = entry.end - frame.TRAILER_SIZE
         fault = find_fault(self._read, entry.value, stop)
@@ -349,4 +351,5 @@ class _View:
         return self._size
 
     def __getitem__(self, where: Any) -> bytes:
-        return self._read(where.start, min(where.stop, self._size))
+        stop = min(where.stop, self._size)
+        return self._read(where.start, stop) if where.start < stop else b""

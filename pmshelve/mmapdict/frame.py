@@ -132,6 +132,11 @@ class State(NamedTuple):
     boot: bytes
 
     @property
+    def face_name(self) -> str:
+        """The interface through which the file is written."""
+        return "bytes" if self.face == FACES.index("bytes") else "native"
+
+    @property
     def settled(self) -> bool:
         """Whether no change was under way (or cut short) when these bytes were read."""
         return self.commit == self.stamp and not self.marks & MARK_EXCLUSIVE

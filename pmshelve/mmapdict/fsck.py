@@ -174,8 +174,9 @@ class _Chain:
         keys = [key for key in _KEYS_RESERVED if _GAP_OVERHEAD + len(key) < size]
         key = keys[0] if keys else self._unused_key(size - _GAP_SIZE_MIN)
         head, trailer = encode_gap(key, size)
-        disk.write_at(self._log.fd, trailer, stop - len(trailer))
+        # Between the two the range is no sound entry, and would be bridged again.
         disk.write_at(self._log.fd, head, start)
+        disk.write_at(self._log.fd, trailer, stop - len(trailer))
 
     def _unused_key(self, size: int) -> bytes:
         """Return a key of `size` bytes that no entry has."""

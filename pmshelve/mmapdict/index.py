@@ -18,6 +18,7 @@ from typing import Any
 from ..errors import CorruptionError
 from ..storage import file as disk
 from ..storage.binary import U64
+from ..storage.lock import EXCLUSIVE, SHARED
 from . import frame
 from .checkpoint import Checkpoint, hash_key, open_chain
 from .checkpoint_writer import merge, plan_merge
@@ -26,7 +27,7 @@ from .logfile import BOOT_UNKNOWN, CLEAN, UNSOUND, Log
 from .picklers.base import Blob
 from .scan import Entry, Irregular, Scan, find_entry, read_entry
 
-__all__ = ["CHECKPOINT_CLOSE_MIN", "CHECKPOINT_COUNT", "Index", "NeedsLock"]
+__all__ = ["CHECKPOINT_CLOSE_MIN", "CHECKPOINT_COUNT", "Index", "NeedsLock", "walk"]
 
 logger = logging.getLogger("pmshelve.mmapdict")
 
@@ -72,6 +73,12 @@ class Index:
         self._chain: list[Checkpoint] = []
         self._doubles: list[int] = []
         self.unswept = False
+        self._trusting = True
+
+    def forget(self) -> None:
+        """Drop all that is known, and with it the maps of the file."""
+        self.entries.clear()
+        self._chain = []
 
     # Reading the whole file -------------------------------------------------------------------
 
@@ -92,7 +99,7 @@ class Index:
         suspect = block is not None and block.boot != CLEAN and (
             block.boot != boot or boot == BOOT_UNKNOWN
         )
-        chain = [] if suspect else self._open_chain(log, size)
+        chain = self._open_chain(log, size) if self._trusting and not suspect else []
         start = chain[0].end if chain else frame.HEADER_SIZE
         loader = _Loader(log, start, size, suspect=suspect)
         loader.run()
@@ -110,6 +117,8 @@ class Index:
         self.entries.update(entries)
         log.tail = loader.tail
         log.adopt(state)
+        if loader.torn:
+            log.live_count = log.dead_size = None
         self.unswept = False
         if chain and (block is None or not block.settled):
             self._doubles = [
@@ -129,7 +138,7 @@ class Index:
         try:
             return open_chain(log.map, pointer[0], pointer[1])
         except CorruptionError as error:
-            logger.warning("%s: index checkpoint ignored: %s", log.name, error)
+            logger.warning("%s: index checkpoint ignored: %s", log.name, str(error))
             return []
 
     def _repair(self, log: Log, loader: _Loader, size: int, boot: bytes, *, suspect: bool) -> None:
@@ -143,6 +152,8 @@ class Index:
                 disk.truncate(log.fd, log.tail)
             disk.write_at(log.fd, TERMINATOR, log.tail)
             log.remap()
+            log.adopt(bytes(log.map[frame.STATE_START : frame.STATE_STOP]))
+            block = log.superblock
         elif size != log.tail + TERMINATOR_SIZE:
             disk.truncate(log.fd, log.tail + TERMINATOR_SIZE)
             log.remap()
@@ -155,9 +166,9 @@ class Index:
         unsettled = block is None or not block.settled
         if block is not None and block.marks & frame.MARK_EXCLUSIVE:
             log.set_byte(frame.MARKS_OFFSET, block.marks & ~frame.MARK_EXCLUSIVE)
-        if self.complete and (unsettled or suspect):
-            log.live_count = len(self.entries)
-            log.dead_size = loader.dead_size
+        if unsettled or suspect or loader.torn:
+            log.live_count = len(self.entries) if self.complete else None
+            log.dead_size = loader.dead_size if self.complete else None
         if loader.torn or changed or (block is not None and (unsettled or suspect)):
             log.begin()
             log.settle()
@@ -296,15 +307,29 @@ class Index:
                         if read_entry(log.read, offset, log.tail).key == key:
                             return offset
         except (CorruptionError, Irregular, IndexError) as error:
-            raise CorruptionError(
-                f"the index checkpoint is broken ({error})", log.name, hint="run fsck()"
-            ) from error
+            logger.warning("%s: index checkpoint given up: %s", log.name, str(error))
+            self._give_up_chain(log)
+            entry = self.entries.get(key)
+            return entry[4] if isinstance(entry, tuple) else entry
         return None
+
+    def _give_up_chain(self, log: Log) -> None:
+        """Scan the file instead of trusting its checkpoints ever again."""
+        self._trusting = False
+        counts = log.live_count, log.dead_size
+        log.lock.acquire(EXCLUSIVE if log.writable else SHARED)
+        try:
+            busy = log.exclusive or log.staging is not None
+            self.load(log, locked=log.writable and not busy)
+            if busy:
+                log.live_count, log.dead_size = counts
+        finally:
+            log.lock.release()
 
     def memo(self, log: Log) -> int:
         """Return the first memo index that is free for opcodes of mmappickle's kind."""
         memo = 1
-        for entry in Scan(log.read, frame.HEADER_SIZE, log.tail + TERMINATOR_SIZE):
+        for entry in walk(log):
             if not entry.own:
                 trailer = log.read(entry.end - 8, entry.end)
                 memo = max(memo, int.from_bytes(trailer[1:5], "little"))
@@ -336,7 +361,7 @@ class Index:
             yield from list(self.entries)
             return
         entries = self.entries
-        for entry in Scan(log.read, frame.HEADER_SIZE, log.tail + TERMINATOR_SIZE):
+        for entry in walk(log):
             key = entry.key
             if key is None or entry.flag == DEAD:
                 continue
@@ -349,25 +374,28 @@ class Index:
             ):
                 yield key
 
+    def gone(self, log: Log) -> list[str]:
+        """Return the keys whose flags are dead."""
+        return [
+            key
+            for key, entry in list(self.entries.items())
+            if entry is not None
+            and log.byte(entry[0] if isinstance(entry, tuple) else self.extent(log, entry)[0])
+            == DEAD
+        ]
+
     def sweep(self, log: Log) -> None:
         """Drop the keys that others deleted; the lock is held, the state known."""
         if self.unswept and self.complete:
-            gone = [
-                key
-                for key, entry in self.entries.items()
-                if entry is not None
-                and log.byte(entry[0] if isinstance(entry, tuple) else self.extent(log, entry)[0])
-                == DEAD
-            ]
-            for key in gone:
-                del self.entries[key]
+            for key in self.gone(log):
+                self.entries.pop(key, None)
         self.unswept = False
 
     def count(self, log: Log) -> tuple[int, int]:
         """Count live entries and bytes in dead ones, by walking the file."""
         live = live_size = 0
         entries = self.entries
-        for entry in Scan(log.read, frame.HEADER_SIZE, log.tail + TERMINATOR_SIZE):
+        for entry in walk(log):
             key = entry.key
             if entry.stored == frame.SUPERBLOCK_KEY:
                 live_size += entry.end - entry.offset
@@ -436,6 +464,11 @@ class Index:
         return sum(table.count for table in self._chain)
 
 
+def walk(log: Log) -> Scan:
+    """Return a scan of all entries of a log."""
+    return Scan(log.read, frame.HEADER_SIZE, log.tail, stop=log.tail)
+
+
 class _Loader:
     """One scan of a file: the newest entry of each key, and what wants repair."""
 
@@ -493,10 +526,17 @@ class _Loader:
         log, position, size = self._log, error.position, self._size
         if position >= size:
             return
+        head = log.pread(position, min(position + 21, size))
+        if head == TERMINATOR[:9] + TERMINATOR:
+            return  # what mmappickle's fsck makes of a sound file
+        block = log.superblock
+        unsettled = block is not None and not block.settled
+        if unsettled and (head[9:11] == TERMINATOR[9:] or head[:3] == TERMINATOR[:3]):
+            return  # killed halfway through the store that publishes: half old, half new
         if self._suspect and position >= log.synced_end:
             return
         ends_well = log.pread(size - TERMINATOR_SIZE, size) == TERMINATOR
-        if ends_well or find_entry(log.pread, position + 1, size) is not None:
+        if ends_well or find_entry(log.pread, error.resume, size) is not None:
             raise CorruptionError(
                 error.problem,
                 log.name,

@@ -219,6 +219,8 @@ class Log:
         if self.closed:
             return
         self.lock.renew()
+        if self.staging is not None and self.staging.on_fork is not None:
+            self.staging.on_fork()
         self.staging = None
         self.state = self.sound = UNSOUND
         if self.file is not None:
@@ -291,11 +293,11 @@ class Log:
 
     def settle(self) -> None:
         """Step 5: the change is complete."""
+        commit = self.commit
+        self.commit = commit = commit + 1 if 0 <= commit < COMMIT_MAX else 1
         if self.exclusive:
             return
         m = self.map
-        commit = self.commit
-        self.commit = commit = commit + 1 if 0 <= commit < COMMIT_MAX else 1
         if self.superblock is not None:
             live, dead = self.live_count, self.dead_size
             m[80:100] = _pack_counts(
@@ -364,8 +366,7 @@ class Log:
             self.retire(old, REPLACED)  # 4
         elif self.live_count is not None:
             self.live_count += 1
-        if shared:
-            self.settle()  # 5
+        self.settle()  # 5
         if self.synced:
             self.datasync()
 
@@ -599,7 +600,7 @@ class Log:
 class Stage:
     """Entries of a batch, behind the terminator; `position` is where the next one goes."""
 
-    __slots__ = ("_log", "_pending", "count", "dead_size", "position", "written")
+    __slots__ = ("_log", "_pending", "count", "dead_size", "on_fork", "position", "written")
 
     def __init__(self, log: Log) -> None:
         self._log = log
@@ -607,6 +608,7 @@ class Stage:
         self.position = self.written = log.tail + len(frame.encode_batch_entry(log.tail, 0, 0))
         self.count = 0
         self.dead_size = 0
+        self.on_fork: Callable[[], None] | None = None
 
     def add(self, data: bytes) -> None:
         """Stage an entry encoded for offset `position`."""
@@ -659,7 +661,8 @@ def open_descriptor(path: str, *, readonly: bool, mode: int, create: bool = True
     OSError
         As `open` does: FileNotFoundError, IsADirectoryError, PermissionError ...
     """
-    flags = os.O_RDONLY if readonly else os.O_RDWR
+    # Not blocking: opening a pipe would wait for its other end (regular files do not care).
+    flags = (os.O_RDONLY if readonly else os.O_RDWR) | os.O_NONBLOCK
     if create and not readonly:
         flags |= os.O_CREAT
     return disk.system.open(path, flags | getattr(os, "O_CLOEXEC", 0), mode)

@@ -27,6 +27,7 @@ from typing import Any, BinaryIO
 
 from ..errors import (
     CorruptionError,
+    FormatError,
     ObjectError,
     PmshelveError,
     StorageError,
@@ -39,11 +40,11 @@ from .batch import Batch
 from .frame import DEAD, FACES, FACE_OFFSET, LIVE, MARK_EXCLUSIVE, MARK_REPLACED, MARKS_OFFSET
 from .frame import encode_entry, encode_key, lay_out
 from .index import Index, NeedsLock, Old, Place
-from .logfile import CLEAN, Log, open_descriptor
+from .logfile import CLEAN, UNSOUND, Log, open_descriptor
 from .opening import current_boot, open_log, prepare
 from .picklers.base import Foreign
 from .picklers.builtin import Codec
-from .scan import Irregular, place_of_bytes, read_entry
+from .scan import Irregular, Scan, place_of_bytes, read_entry
 from .stats import Stats, collect
 from .views import PUNCH_SIZE_MIN, Views
 
@@ -58,6 +59,8 @@ CLEAR_ONE_BY_ONE_MAX = 64
 _LOCK_FREE_TRIES = 4
 
 _DEFAULT: Any = object()
+_ABSENT: Any = object()
+_DOUBTFUL: Any = object()
 
 
 class mmapdict(MutableMapping[str, Any]):  # noqa: N801 (the name is mmappickle's)
@@ -132,6 +135,8 @@ class mmapdict(MutableMapping[str, Any]):  # noqa: N801 (the name is mmappickle'
             raise ValueError(f"face must be None, 'native' or 'bytes', not {face!r}")
         if mmap_mode is not _DEFAULT and mmap_mode not in ("r+", "r", "c", None):
             raise ValueError(f"mmap_mode must be 'r+', 'r', 'c' or None, not {mmap_mode!r}")
+        if timeout is not None and not timeout >= 0:
+            raise ValueError(f"timeout must be None or seconds from 0 on, not {timeout!r}")
         self._batch: Batch | None = None
         self._log = Log.__new__(Log)
         self._log.closed = True  # for __del__, should opening fail
@@ -157,15 +162,18 @@ class mmapdict(MutableMapping[str, Any]):  # noqa: N801 (the name is mmappickle'
 
     def _open(self, face: str | None, *, exclusive: bool) -> None:
         log = self._log
+        if log.file is not None and log.writable:
+            _flush(log.file)
         log.lock.acquire(EXCLUSIVE if log.writable else SHARED)
         try:
             convert = self._options["convert"] and log.writable and self._views.allow_pickle
+            while self._is_replaced(sure=True):
+                self._follow()
             vacuum.finish_move(log)
             content = prepare(log, face=FACES.index(face or "native"), convert=convert)
             if content is not None:
                 vacuum.convert(self, content)
-            if log.size:
-                self._load()
+            self._load()
             self._settle_face(face)
             if exclusive:
                 self._seize()
@@ -183,19 +191,20 @@ class mmapdict(MutableMapping[str, Any]):  # noqa: N801 (the name is mmappickle'
         except CorruptionError as error:
             # The store opens all the same, so that fsck() can be called on it.
             log.damage = error
-            log.state = log.sound = b"?"
+            log.state = log.sound = UNSOUND
 
     def _settle_face(self, face: str | None) -> None:
         log = self._log
         block = log.superblock
-        if face is None or block is None or FACES[block.face] == face:
+        if face is None or block is None or (block.face and block.face_name == face):
             return
         if log.live_count == 0 and log.writable:
             log.set_byte(FACE_OFFSET, FACES.index(face))
-        elif block.face:
-            door = "pmshelve.open() or mmapdict()" if block.face == 1 else "dbm or shelve.open()"
+        elif block.face and log.live_count != 0:
+            native = block.face_name == "native"
+            door = "pmshelve.open() or mmapdict()" if native else "dbm or shelve.open()"
             raise WrongDoorError(
-                f"the file holds {FACES[block.face]} values", log.name, hint=f"use {door}"
+                f"the file holds {block.face_name} values", log.name, hint=f"use {door}"
             )
 
     def _seize(self) -> None:
@@ -215,6 +224,7 @@ class mmapdict(MutableMapping[str, Any]):  # noqa: N801 (the name is mmappickle'
         log = self._log
         log.exclusive = False
         if not log.failed and log.damage is None:
+            log.begin()
             log.settle()
             log.set_byte(MARKS_OFFSET, 0)
 
@@ -225,9 +235,18 @@ class mmapdict(MutableMapping[str, Any]):  # noqa: N801 (the name is mmappickle'
         self._log.set_boot(current_boot())
         self._log.datasync()
 
-    def _is_replaced(self) -> bool:
-        block = self._log.look() if self._log.map else None
-        return block is not None and bool(block.marks & MARK_REPLACED)
+    def _is_replaced(self, *, sure: bool = False) -> bool:
+        """Whether another file has taken this one's name.
+
+        A superblock has a mark for that; without one (or to be `sure`) the path is looked at.
+        """
+        log = self._log
+        if not (log.map or sure):
+            return False
+        block = log.look() if log.map else None
+        if block is not None and not sure:
+            return bool(block.marks & MARK_REPLACED)
+        return log.path is not None and disk.is_named(log.fd, log.path) is False
 
     def _follow(self) -> None:
         """Go over to the file that took this one's name; the lock goes along."""
@@ -236,8 +255,9 @@ class mmapdict(MutableMapping[str, Any]):  # noqa: N801 (the name is mmappickle'
         fd = open_descriptor(log.path, readonly=not log.writable, mode=0o666, create=False)
         try:
             if os.path.sameopenfile(fd, log.fd):
-                disk.system.close(fd)  # the vacuum died before it renamed: this file it still is
-                if log.writable:
+                disk.system.close(fd)
+                # The mark is left from a vacuum that died before it renamed.
+                if log.writable and log.look() is not None:
                     log.set_byte(MARKS_OFFSET, 0)
                     log.poke(frame.KEY_OPCODE_OFFSET, b"\x8c")
                 return
@@ -294,13 +314,15 @@ class mmapdict(MutableMapping[str, Any]):  # noqa: N801 (the name is mmappickle'
         log = self._log
         log.check_usable()
         if log.file is not None and log.writable:
-            log.file.flush()
+            _flush(log.file)
         if log.fd < 0:
             self._reopen()
         while self._is_replaced():
             self._follow()
             self._load()
             log.check_usable()
+            if log.superblock is None:
+                break
         known = log.sound if log.writable else log.state
         if log.map[18:116] == known:
             return
@@ -376,30 +398,57 @@ class mmapdict(MutableMapping[str, Any]):  # noqa: N801 (the name is mmappickle'
                         return value
                 except Exception:  # noqa: S110 (done again below, where it is known to be real)
                     pass
-        return self._get(key)
+        value = self._get(key)
+        if value is _ABSENT:
+            raise KeyError(key)
+        return value
 
     def _get(self, key: str) -> Any:
-        """Return the value of `key`, knowing nothing."""
+        """Return the value of `key`, knowing nothing; _ABSENT where there is none."""
         log = self._log
-        for _ in range(_LOCK_FREE_TRIES):
-            self._refresh()
-            place = self._find(key)
-            if place is None:
-                break
-            try:
-                value = self._decode(place)
-            except Exception:
-                if self._holds(place):
-                    raise
-                continue
-            if self._holds(place):
-                return value
-        # A dead flag, or a busy writer: look again while nobody writes.
-        with self._held():
-            place = self._find(key, sure=True)
-            if place is None:
-                raise KeyError(key)
-            return self._decode(place)
+        try:
+            for _ in range(_LOCK_FREE_TRIES):
+                self._refresh()
+                place = self._find(key)
+                if place is None:
+                    return _ABSENT
+                if place is _DOUBTFUL:
+                    break
+                try:
+                    value = self._decode(place)
+                except Exception as error:
+                    if self._holds():
+                        self._blame(place, error)
+                        raise
+                    continue
+                if self._holds():
+                    return value
+            # A dead flag, or a busy writer: look again while nobody writes.
+            with self._held():
+                place = self._find(key, sure=True)
+                return _ABSENT if place is None else self._decode(place)
+        except (ObjectError, FormatError) as error:
+            if error.key is None:
+                error.key = key
+            if error.path is None:
+                error.path = log.name
+            raise
+
+    def _blame(self, place: Place, error: Exception) -> None:
+        """Raise CorruptionError where a value does not load because its bytes are damaged."""
+        log = self._log
+        try:
+            entry = read_entry(log.read, place[4], log.tail)
+            if entry.own:
+                Scan(log.read, entry.offset, log.tail).verify(entry)
+        except Irregular as damage:
+            raise CorruptionError(
+                damage.problem,
+                log.name,
+                hint="fsck() tells what else is damaged",
+                offset=damage.position,
+                invariant=damage.invariant,
+            ) from error
 
     def _decode(self, place: Place) -> Any:
         _flag, start, stop, decoder, _offset, _reduces = place
@@ -407,8 +456,8 @@ class mmapdict(MutableMapping[str, Any]):  # noqa: N801 (the name is mmappickle'
             return self._log.read(start, stop)
         return decoder(self._views, start, stop)
 
-    def _holds(self, place: Place) -> bool:
-        """Whether what was read from `place` is the value: nothing changed meanwhile."""
+    def _holds(self) -> bool:
+        """Whether what was read just now is true: nothing changed meanwhile."""
         log = self._log
         if self._in_batch():
             return True
@@ -432,13 +481,13 @@ class mmapdict(MutableMapping[str, Any]):  # noqa: N801 (the name is mmappickle'
         finally:
             log.lock.release()
 
-    def _find(self, key: str, *, sure: bool = False) -> Place | None:
-        """Return where the live value of `key` is.
+    def _find(self, key: str, *, sure: bool = False) -> Any:
+        """Return the `Place` of the live value of `key`, None, or _DOUBTFUL for a dead flag.
 
         Parameters
         ----------
         sure
-            Writers are kept out, so that a dead flag is an answer.
+            Writers are kept out, so that a dead flag is an answer: None.
         """
         if key.__class__ is not str and not isinstance(key, str):
             hash(key)
@@ -462,7 +511,9 @@ class mmapdict(MutableMapping[str, Any]):  # noqa: N801 (the name is mmappickle'
         # REPLACED and yet the newest: its successor was lost, and this store may not mend it. What
         # a checkpoint knows proves nothing of the kind: it leaves out what was dead by then.
         if state != LIVE and (state == DEAD or not known or log.writable):
-            if sure and log.lock.held:
+            if not sure:
+                return _DOUBTFUL
+            if log.lock.held:
                 entries.pop(key, None)
                 if not self._index.complete:
                     entries[key] = None
@@ -518,33 +569,26 @@ class mmapdict(MutableMapping[str, Any]):  # noqa: N801 (the name is mmappickle'
         if self._batch is None:
             log = self._log
             m = log.map
-            if entry is None:
-                known = self._index
-                if m[18:116] == log.state or log.exclusive:
+            if log.exclusive or m[18:116] == log.state:
+                if entry is None:
+                    known = self._index
                     if known.complete or key in self._entries:
                         return False
                     if key.__class__ is str and known.find(log, key) is None:  # type: ignore[arg-type]
                         return False
-            elif entry.__class__ is tuple:
-                flag = entry[0]  # type: ignore[index]
-                if (
-                    flag < len(m)
-                    and m[flag] == 0x88
-                    and (m[18:116] == log.state or log.exclusive)
-                ):
-                    return True
+                elif entry.__class__ is tuple:
+                    flag = entry[0]  # type: ignore[index]
+                    if flag < len(m) and m[flag] == 0x88:
+                        return True
         return self._contains(key)
 
     def _contains(self, key: Any) -> bool:
         self._refresh()
-        if self._find(key) is not None:
-            return True
-        if not isinstance(key, str):
-            return False
-        if self._in_batch():
-            return False
-        with self._held():
-            return self._find(key, sure=True) is not None
+        place = self._find(key)
+        if place is _DOUBTFUL:
+            with self._held():
+                place = self._find(key, sure=True)
+        return place is not None
 
     def __len__(self) -> int:
         """Return the number of keys."""
@@ -580,10 +624,10 @@ class mmapdict(MutableMapping[str, Any]):  # noqa: N801 (the name is mmappickle'
             changes = self._batch.changes
             kept = [key for key in known.keys(log) if key not in changes]
             return kept + [key for key, entry in changes.items() if entry is not None]
-        if known.unswept or not known.complete:
+        if known.unswept and known.complete and known.gone(log):
+            # A dead flag may be half of a change: only with writers kept out it is an answer.
             with self._held():
                 known.sweep(log)
-                return list(known.keys(log))
         return list(known.keys(log))
 
     def __iter__(self) -> Iterator[str]:
@@ -611,7 +655,8 @@ class mmapdict(MutableMapping[str, Any]):  # noqa: N801 (the name is mmappickle'
         try:
             return self[key]
         except KeyError:
-            return default
+            value = self._get(key)  # the value's own KeyError is not ours to swallow
+            return default if value is _ABSENT else value
 
     # Writing ----------------------------------------------------------------------------------
 
@@ -677,8 +722,8 @@ class mmapdict(MutableMapping[str, Any]):  # noqa: N801 (the name is mmappickle'
                 place = tail
             if entry is not None:
                 entries.pop(key, None)  # the order is the file's
-                if log.exclusive and old is not None:
-                    self._give_back(old)
+            if log.exclusive:
+                self._give_back(old)
             entries[key] = place
             self._index.fresh += 1
             if self._index.fresh >= self._index.limit:
@@ -720,17 +765,20 @@ class mmapdict(MutableMapping[str, Any]):  # noqa: N801 (the name is mmappickle'
         pieces = [prefix, *body] if prefix else body
         log.append_layout(lay_out(stored, pieces, reduces, log.tail), old)
 
-    def _give_back(self, old: Old) -> None:
+    def _give_back(self, old: Old | None) -> None:
         """Give the disk blocks of a dead entry back, if it is large and nobody older sees it."""
+        if self._views.ended:
+            self._views.settle()
+        if old is None:
+            return
         flag, _reduces, size = old
         log = self._log
         offset = flag + 2 - size
         if size < PUNCH_SIZE_MIN or offset < log.exclusive_from:
             return
         entry = read_entry(log.read, offset, log.tail)
-        for start, length in frame.walk(log.read, entry.value, entry.end - frame.TRAILER_SIZE):
-            if length >= PUNCH_SIZE_MIN:
-                self._views.doom(start, start + length)
+        stop = entry.end - frame.TRAILER_SIZE
+        self._views.doom(entry.value, stop, list(frame.walk(log.read, entry.value, stop)))
 
     def _write_checkpoint(self, limit: int | None) -> None:
         try:
@@ -738,7 +786,7 @@ class mmapdict(MutableMapping[str, Any]):  # noqa: N801 (the name is mmappickle'
         except StorageError as error:
             # What it is for is speed alone: the change that brought us here is done.
             self._index.fresh = 0
-            logger.warning("%s: no index checkpoint written: %s", self._log.name, error)
+            logger.warning("%s: no index checkpoint written: %s", self._log.name, str(error))
 
     def _vacuum_if_due(self) -> None:
         log = self._log
@@ -792,11 +840,10 @@ class mmapdict(MutableMapping[str, Any]):  # noqa: N801 (the name is mmappickle'
         """Delete `key` and return its value, or `default`; atomic among all writers."""
         self._begin_write()
         try:
-            try:
-                value = self[key]
-            except KeyError:
+            value = self._get(key)
+            if value is _ABSENT:
                 if default is _DEFAULT:
-                    raise
+                    raise KeyError(key)
                 return default
             del self[key]
             return value
@@ -818,11 +865,9 @@ class mmapdict(MutableMapping[str, Any]):  # noqa: N801 (the name is mmappickle'
         """Return the value of `key`, which is set to `default` first if it does not exist."""
         self._begin_write()
         try:
-            try:
-                return self[key]
-            except KeyError:
+            if self._get(key) is _ABSENT:
                 self[key] = default
-                return self[key]
+            return self[key]
         finally:
             self._end_write()
 
@@ -908,7 +953,7 @@ class mmapdict(MutableMapping[str, Any]):  # noqa: N801 (the name is mmappickle'
         """Through which interface the file is written: 'native', or 'bytes' for dbm."""
         self._refresh()
         block = self._log.superblock
-        return "native" if block is None or not block.face else FACES[block.face]
+        return "native" if block is None else block.face_name
 
     @property
     def timeout(self) -> float | None:
@@ -1019,11 +1064,13 @@ class mmapdict(MutableMapping[str, Any]):  # noqa: N801 (the name is mmappickle'
         log = self._log
         if log.closed:
             return
+        if self._in_batch() and self._batch is not None:
+            self._batch.abandon()
         try:
             if log.writable and not log.failed and not log.forked and log.fd >= 0:
                 self._finish()
         finally:
-            self._entries.clear()
+            self._index.forget()
             self._views.forget()
             log.close()
 
@@ -1038,9 +1085,6 @@ class mmapdict(MutableMapping[str, Any]):  # noqa: N801 (the name is mmappickle'
         except StorageError:
             return
         try:
-            if self._batch is not None:
-                log.abort_batch()
-                self._batch = None
             if not log.exclusive:
                 self._catch_up()
             if due and log.superblock is not None:
@@ -1052,7 +1096,7 @@ class mmapdict(MutableMapping[str, Any]):  # noqa: N801 (the name is mmappickle'
             if due and log.superblock is not None:
                 log.set_boot(CLEAN)
         except PmshelveError as error:
-            logger.warning("%s: no index checkpoint written: %s", log.name, error)
+            logger.warning("%s: no index checkpoint written: %s", log.name, str(error))
         finally:
             log.lock.release()
 
@@ -1104,6 +1148,7 @@ class mmapdict(MutableMapping[str, Any]):  # noqa: N801 (the name is mmappickle'
 def _unpickle(
     kind: type[mmapdict], path: str, readonly: bool, picklers: list[type], options: dict[str, Any]
 ) -> mmapdict:
+    os.stat(path)  # a copy of a store that is gone is an error, not a new store
     return kind(path, readonly, picklers, **options)
 
 
@@ -1111,6 +1156,13 @@ def _as_key(key: object) -> str:
     if isinstance(key, str):
         return str.__str__(key)
     raise TypeError(f"keys are str, not {type(key).__name__}: {key!r}")
+
+
+def _flush(file: BinaryIO) -> None:
+    """Hand what a file object has buffered to the system."""
+    flush = getattr(file, "flush", None)
+    if flush is not None:
+        flush()
 
 
 def _drop_read_buffer(file: BinaryIO) -> None:
@@ -1126,8 +1178,9 @@ class _Items(ItemsView[str, Any]):
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
         for key in self._mapping:
-            with contextlib.suppress(KeyError):
-                yield key, self._mapping[key]
+            value = self._mapping._get(key)
+            if value is not _ABSENT:
+                yield key, value
 
 
 class _Values(ValuesView[Any]):

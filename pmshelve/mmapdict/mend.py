@@ -27,7 +27,7 @@ Poke = tuple[int, bytes]
 """Bytes to write, and where."""
 
 _SEARCH_SIZE_MAX: Final = 1 << 17
-"""Bytes of key and small value up to which key sizes and bits are tried."""
+"""Bytes of head, key and small value among which a flipped bit is looked for."""
 
 _OWN_SIZE_MIN: Final = HEAD_SIZE + 1 + TRAILER_SIZE
 _FLAGS: Final = (frame.LIVE, frame.DEAD, frame.REPLACED)
@@ -48,17 +48,13 @@ def overlaid(read: Read, pokes: Sequence[Poke]) -> Read:
     return patched
 
 
-def mend(
-    read: Read, start: int, stop: int, *, key_search: bool
-) -> tuple[tuple[Poke, ...], Entry] | None:
+def mend(read: Read, start: int, stop: int) -> tuple[tuple[Poke, ...], Entry] | None:
     """Return what makes a damaged range one sound entry, and that entry.
 
     Parameters
     ----------
     start, stop
         Where the entry begins and, supposedly, ends.
-    key_search
-        Try every size of the key, where the one found proves wrong.
 
     Returns
     -------
@@ -66,16 +62,14 @@ def mend(
     """
     if start == frame.FIRST_ENTRY and stop == frame.SUPERBLOCK_END:
         return _mend_superblock(read)
-    for pokes in _proposals(read, start, stop, key_search=key_search):
+    for pokes in _proposals(read, start, stop):
         patched = overlaid(read, pokes)
         try:
             entry = Walker(patched, start, stop).at(start)
         except Irregular:
             continue
         if entry is not None and entry.end == stop and not find_unsoundness(patched, entry):
-            return tuple(
-                poke for poke in pokes if read(poke[0], poke[0] + len(poke[1])) != poke[1]
-            ), entry
+            return tuple(pokes), entry
     return None
 
 
@@ -89,26 +83,24 @@ def _mend_superblock(read: Read) -> tuple[tuple[Poke, ...], Entry] | None:
     fresh = frame.encode_fresh(bytes(16))
     marks = bytes((old[frame.MARKS_OFFSET] & frame.MARK_EXCLUSIVE,))
     face = bytes((old[frame.FACE_OFFSET] % len(frame.FACES),))
-    fields = old[56:76] + marks + face + bytes(2) + old[80:180]
-    data = fresh[start:56] + fields + fresh[180:stop]
+    fields = old[56:76] + marks + face + old[78 : stop - TRAILER_SIZE]
+    data = fresh[start:56] + fields + fresh[-TRAILER_SIZE:]
     entry = Walker(overlaid(read, [(start, data)]), start, stop).at(start)
     return None if entry is None else (((start, data),), entry)
 
 
-def _proposals(read: Read, start: int, stop: int, *, key_search: bool) -> Iterator[list[Poke]]:
+def _proposals(read: Read, start: int, stop: int) -> Iterator[list[Poke]]:
     """Yield what may make the range an entry; each is put to the proof."""
     size = stop - start
     if size < HEAD_SIZE + 1 + FOREIGN_TRAILER_SIZE:
         return
-    key_size = read(start + 10, start + HEAD_SIZE)[0]
+    head = read(start, start + HEAD_SIZE)
+    key_size = head[10]
     yield from _own(read, start, stop, key_size)
-    trailer = read(stop - FOREIGN_TRAILER_SIZE, stop)
-    if trailer[0] == 0x4A and trailer[5] == trailer[7] == 0x30:
-        flag = bytes((_nearest_flag(trailer[6]),))
-        yield [(start, _head(size, key_size)), (stop - 2, flag)]
-    if key_search and size <= _SEARCH_SIZE_MAX:
-        for key_size in range(min(256, size - _OWN_SIZE_MIN + 1)):
-            yield from _own(read, start, stop, key_size)
+    yield from _foreign(read, start, stop, key_size)
+    if head[:10] == _head(size, 0)[:10]:
+        for bit in range(8):
+            yield from _own(read, start, stop, key_size ^ 1 << bit)
 
 
 def _own(read: Read, start: int, stop: int, key_size: int) -> Iterator[list[Poke]]:
@@ -132,6 +124,16 @@ def _own(read: Read, start: int, stop: int, key_size: int) -> Iterator[list[Poke
         if right is not None:
             ending = _ending(read(stop - 15, stop - 14), stored, trailer[12], reducing=reducing)
             yield [(start, head), *right, (stop - 15, ending)]
+
+
+def _foreign(read: Read, start: int, stop: int, key_size: int) -> Iterator[list[Poke]]:
+    """Yield what may make the range an entry of mmappickle; its ends must be nearly right."""
+    head = _head(stop - start, key_size)
+    old = read(stop - FOREIGN_TRAILER_SIZE, stop)
+    trailer = b"J" + old[1:5] + b"0" + bytes((_nearest_flag(old[6]),)) + b"0"
+    wrong = sum(map(int.__ne__, old, trailer))
+    if wrong == 0 or (wrong == 1 and head == read(start, start + HEAD_SIZE)):
+        yield [(start, head), (stop - FOREIGN_TRAILER_SIZE, trailer)]
 
 
 def _ending(last: bytes, crc: int, flag: int, *, reducing: bool) -> bytes:

@@ -62,6 +62,9 @@ def open_log(
             raise FileNotFoundError(
                 error.errno, "no such store, and nothing is created read-only", os.fsdecode(file)
             ) from None
+        if not disk.is_regular(fd):
+            disk.system.close(fd)
+            raise NotAStoreError("not a regular file, so it cannot be a store", path)
         return Log(fd, path, writable=not readonly, timeout=timeout, sync=sync)
     missing = [name for name in _FILE_METHODS if not hasattr(file, name)]
     if missing:
@@ -107,6 +110,8 @@ def prepare(log: Log, *, face: int, convert: bool) -> dict[str, Any] | None:
             _initialise(log, face)
         elif head:
             raise NotAStoreError("the store's creation was never finished", log.name)
+        else:
+            raise NotAStoreError("an empty file: no store was created in it yet", log.name)
         return None
     return _read_pickle(log, convert=convert)
 

@@ -32,7 +32,6 @@ __all__ = ["Gap", "Recovery"]
 
 _CHUNK_SIZE: Final = 1 << 18
 _SMALL_SIZE: Final = 1 << 12
-_KEY_SEARCHES_MAX: Final = 1000
 _TERMINATORS_MAX: Final = 8
 # The two high bytes of the size are zero in any file there is.
 _HEAD: Final = re.compile(rb"(?=\x95.{6}\0\0\x8c)", re.DOTALL)
@@ -128,7 +127,6 @@ class Recovery:
         self._searched = False
         self._sound_at = -1
         self._budget = 16 * size
-        self._key_searches = _KEY_SEARCHES_MAX
 
     def __iter__(self) -> Iterator[Entry | Gap]:
         position: int | None = self.end
@@ -160,7 +158,7 @@ class Recovery:
     def _terminator(self, position: int) -> Gap | None:
         """Believe a terminator, unless the way to it was searched for and entries follow."""
         if self._searched:
-            following = self._find(position + TERMINATOR_SIZE)
+            following = self._find(position + TERMINATOR_SIZE, self._size)
             if following is not None:
                 return Gap(position, following, "a terminator stands amid the entries", "L1")
         self.tail = position
@@ -171,29 +169,41 @@ class Recovery:
     def _gap(self, position: int, problem: str, invariant: str) -> Gap:
         stop = self._size
         for stop in self._stops(position):
-            mended = mend(self.read, position, stop, key_search=self._key_searches > 0)
+            mended = mend(self.read, position, stop)
             if mended is not None:
                 return Gap(position, stop, problem, invariant, *mended)
-            self._key_searches -= 1
         return Gap(position, stop, problem, invariant)
 
     def _stops(self, position: int) -> Iterator[int]:
-        """Yield where what begins at `position` may end, likeliest first."""
+        """Yield where what begins at `position` may end, likeliest first; the last is a fallback."""
         head = self.read(position, position + HEAD_SIZE)
         if len(head) == HEAD_SIZE:
             stop = position + 9 + U64.unpack_from(head, 1)[0]
             if position + HEAD_SIZE < stop <= self._size and self._joins(stop):
                 yield stop
+                # The size may be wrong, and lead over entries to the end of another one.
+                following = self._find(position + 1, stop)
+                if following is not None and self._leads(following, stop):
+                    yield following
                 return
         if position == frame.FIRST_ENTRY and self._joins(frame.SUPERBLOCK_END):
             yield frame.SUPERBLOCK_END
             return
         self._searched = True
-        following = self._find(position + 1)
+        following = self._find(position + 1, self._size)
         if following is not None:
             yield following
-            return
-        yield from self._terminators(position + 1)
+        else:
+            yield from self._terminators(position + 1)
+
+    def _leads(self, position: int, stop: int) -> bool:
+        """Whether sound entries lead from `position` to `stop`.
+
+        They do not where the first one is part of a value: that ends before its entry does.
+        """
+        while position < stop and self._is_sound(position):
+            position += 9 + U64.unpack(self.read(position + 1, position + 9))[0]
+        return position == stop
 
     def _joins(self, position: int) -> bool:
         """Whether the chain can go on at `position`."""
@@ -210,26 +220,30 @@ class Recovery:
         self._sound_at = position
         return True
 
-    def _find(self, start: int) -> int | None:
-        """Return where the next sound entry begins."""
+    def _find(self, start: int, limit: int) -> int | None:
+        """Return where the next sound entry begins that ends at or before `limit`."""
         chunk_size = _SMALL_SIZE
-        while start < self._size:
+        while start < limit:
             window = self.read(start, start + chunk_size + HEAD_SIZE - 2)
             for match in _HEAD.finditer(window):
                 size = 9 + U64.unpack_from(window, match.start() + 1)[0]
                 position = start + match.start()
                 if size > _SMALL_SIZE and self.read.spent > self._budget:
                     continue
-                if position + size <= self._size and self._is_sound(position):
+                if position + size <= limit and self._is_sound(position):
                     return position
             start += chunk_size
             chunk_size = min(2 * chunk_size, _CHUNK_SIZE)
         return None
 
     def _is_sound(self, position: int) -> bool:
-        size = 9 + U64.unpack(self.read(position + 1, position + 9))[0]
-        end = position + size
-        if size < HEAD_SIZE + 9 or not frame.is_trailer(self.read(end - TRAILER_SIZE, end)):
+        """Whether a sound entry begins at `position`; quick where not even its ends look like it."""
+        head = self.read(position, position + HEAD_SIZE)
+        if len(head) < HEAD_SIZE or head[9] != 0x8C:
+            return False
+        end = position + 9 + U64.unpack_from(head, 1)[0]
+        trailer = self.read(end - TRAILER_SIZE, end) if end <= self._size else b""
+        if len(trailer) < TRAILER_SIZE or not frame.is_trailer(trailer):
             return False
         return self._joins(position) and self._sound_at == position
 

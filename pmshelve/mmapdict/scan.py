@@ -25,10 +25,16 @@ _END = frame.TERMINATOR[9:]
 
 
 class Irregular(Exception):
-    """What stands at `position` is not a sound entry, nor the terminator."""
+    """What stands at `position` is not a sound entry, nor the terminator.
 
-    def __init__(self, position: int, problem: str, invariant: str = "L2") -> None:
-        super().__init__(position, problem, invariant)
+    From `resume` on, sound entries would be others than those of what broke.
+    """
+
+    def __init__(
+        self, position: int, problem: str, invariant: str = "L2", resume: int | None = None
+    ) -> None:
+        super().__init__(position, problem, invariant, resume)
+        self.resume = position + 1 if resume is None else resume
         self.position = position
         self.problem = problem
         self.invariant = invariant
@@ -65,6 +71,8 @@ class Scan:
         Check each CRC, and let a batch through only when all of it is sound.
     own_only
         Take an entry without a CRC for irregular: it may be half written.
+    stop
+        Offset at which to end, where the terminator is known to be (or missing).
 
     Attributes
     ----------
@@ -73,19 +81,27 @@ class Scan:
     """
 
     def __init__(
-        self, read: Read, start: int, size: int, *, verify: bool = False, own_only: bool = False
+        self,
+        read: Read,
+        start: int,
+        size: int,
+        *,
+        verify: bool = False,
+        own_only: bool = False,
+        stop: int = -1,
     ) -> None:
         self._read = read
         self._size = size
         self._verify = verify
         self._own_only = own_only
+        self._stop = stop
         self._base = start
         self._window = b""
         self.tail = start
 
     def __iter__(self) -> Iterator[Entry]:
         position = self.tail
-        while (entry := self._entry(position)) is not None:
+        while position != self._stop and (entry := self._entry(position)) is not None:
             if entry.stored == frame.BATCH_KEY:
                 yield from self._batch(entry)
             else:
@@ -165,7 +181,9 @@ class Scan:
         size, _count = frame.BATCH_ENTRY.unpack(payload)
         stop = header.offset + size
         if stop > self._size or size < header.end - header.offset:
-            raise Irregular(header.offset, "the batch is longer than the file", "L5")
+            raise Irregular(
+                header.offset, "the batch is longer than the file", "L5", self._size
+            )
         entries = self._members(header, stop)
         yield header
         yield from list(entries) if self._verify else entries
@@ -177,9 +195,9 @@ class Scan:
                 entry = self._entry(position)
             except Irregular as error:
                 problem = f"in the batch that begins here, at {error.position}: {error.problem}"
-                raise Irregular(header.offset, problem, "L5") from None
+                raise Irregular(header.offset, problem, "L5", stop) from None
             if entry is None or entry.end > stop or entry.stored == frame.BATCH_KEY:
-                raise Irregular(header.offset, "the batch ends early", "L5")
+                raise Irregular(header.offset, "the batch ends early", "L5", stop)
             position = entry.end
             self.tail = position
             yield entry

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pmshelve.errors import CorruptionError, PmshelveError
 from pmshelve.mmapdict import frame
 from pmshelve.mmapdict.frame import HEAD_SIZE, TRAILER_SIZE
-from pmshelve.mmapdict.scan import Entry, Scan
+from pmshelve.mmapdict.scan import Entry, Irregular, Scan, read_entry
 from pmshelve.mmapdict.wellformed import find_fault
 from pmshelve.storage.binary import U32, crc32
 
 if TYPE_CHECKING:
     from pmshelve.mmapdict.frame import Read
 
-__all__ = ["FOREIGN_TRAILER_SIZE", "Covered", "Walker", "find_unsoundness"]
+__all__ = ["FOREIGN_TRAILER_SIZE", "Covered", "Walker", "explain", "find_unsoundness"]
 
 FOREIGN_TRAILER_SIZE = 8
 """Bytes behind the value in entries of mmappickle."""
@@ -31,9 +32,9 @@ class Walker(Scan):
 def find_unsoundness(read: Read, entry: Entry) -> tuple[str, str] | None:
     """Return what is wrong with an entry that is laid out as one, and the invariant; or None."""
     if entry.stored == frame.SUPERBLOCK_KEY and entry.offset == frame.FIRST_ENTRY:
-        if entry.end != frame.SUPERBLOCK_END or read(48, 56) != frame.MAGIC:
-            return "the superblock has another size, or another magic", "L2"
-        return None
+        return None if _is_superblock(read) else ("the superblock is laid out otherwise", "L2")
+    if entry.key is None and entry.flag == frame.LIVE:
+        return "an entry with a reserved key is live", "L2"
     if not entry.own:
         fault = find_fault(read, entry.value, entry.end - FOREIGN_TRAILER_SIZE)
         return None if fault is None else (f"the value is broken: {fault}", "L2")
@@ -49,6 +50,37 @@ def find_unsoundness(read: Read, entry: Entry) -> tuple[str, str] | None:
             return None
         return "the value has lost its last opcode, REDUCE", "L3"
     return "the checksum is wrong", "L3"
+
+
+def explain(read: Read, offset: int, limit: int, error: Exception) -> Exception:
+    """Return what to raise where decoding the value of the entry at `offset` raised `error`.
+
+    That is `error` itself if the entry is whole: then a class is missing, or refuses what it gets.
+
+    Notes
+    -----
+    An entry of mmappickle has no crc to tell; of it, only a missing name is believed.
+    """
+    if isinstance(error, PmshelveError):
+        return error
+    try:
+        entry = read_entry(read, offset, limit)
+    except Irregular as irregular:
+        return CorruptionError(
+            irregular.problem, offset=offset, invariant=irregular.invariant, hint="run fsck()"
+        )
+    found = find_unsoundness(read, entry)
+    if found is None and (entry.own or isinstance(error, ImportError | AttributeError)):
+        return error
+    problem, invariant = found or (f"the value does not load ({error})", "")
+    return CorruptionError(problem, key=entry.key, offset=offset, invariant=invariant)
+
+
+def _is_superblock(read: Read) -> bool:
+    """Whether a superblock has what is the same in all of them (not the bytes yet unused)."""
+    fresh = frame.encode_fresh(bytes(16))
+    found = read(0, frame.SUPERBLOCK_END)
+    return found[24:56] == fresh[24:56] and found[-TRAILER_SIZE:] == fresh[-TRAILER_SIZE:]
 
 
 class Covered:

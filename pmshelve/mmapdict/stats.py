@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .frame import FACES
 from .index import Index
 from .logfile import Log
 
@@ -71,7 +70,7 @@ def collect(log: Log, index: Index) -> Stats:
         overhead_size=overhead,
         commit_number=log.commit,
         generation=block.generation if block else 0,
-        face=FACES[block.face] if block and block.face else "native",
+        face=block.face_name if block else "native",
         checkpoint_entries=index.checkpoint_count,
         index_entries=len(index.entries),
         mapped_size=len(log.map),

@@ -28,9 +28,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import stat
 import struct
-import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -41,13 +39,13 @@ from ..storage.binary import U32, align_up, crc32
 from . import frame
 from .checkpoint import hash_key
 from .checkpoint_writer import build
-from .frame import COMMIT, FIRST_ENTRY, MARK_REPLACED, MARKS_OFFSET, TERMINATOR
-from .index import CHECKPOINT_CLOSE_MIN
+from .frame import COMMIT, MARK_REPLACED, MARKS_OFFSET, TERMINATOR
+from .index import CHECKPOINT_CLOSE_MIN, walk
 from .logfile import Log
 from .opcodes import find_buffers
 from .opening import current_boot
 from .picklers.base import Blob
-from .scan import Entry, Scan, read_entry
+from .scan import Entry, read_entry
 
 if TYPE_CHECKING:
     from .mapping import mmapdict
@@ -117,7 +115,7 @@ def _is_reclaimable(store: mmapdict) -> bool:
     """Whether there is a dead entry other than the superblock and the checkpoints in use."""
     log = store._log
     in_use = store._index.checkpoint_offsets
-    for entry in Scan(log.read, FIRST_ENTRY, log.tail + len(TERMINATOR)):
+    for entry in walk(log):
         if entry.flag == frame.LIVE or entry.stored == frame.SUPERBLOCK_KEY:
             continue
         if entry.stored == frame.INDEX_KEY and any(
@@ -130,7 +128,7 @@ def _is_reclaimable(store: mmapdict) -> bool:
 
 def _live_offsets(store: mmapdict) -> Iterator[int]:
     log = store._log
-    for entry in Scan(log.read, FIRST_ENTRY, log.tail + len(TERMINATOR)):
+    for entry in walk(log):
         if entry.key is not None and entry.flag == frame.LIVE:
             yield entry.offset
 
@@ -165,18 +163,13 @@ class Image:
         self._hashes: list[int] = []
         self._offsets: list[int] = []
         self._start = frame.SUPERBLOCK_END
-        self._scratch = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 (closed by `close`)
-        self.fd = self._scratch.fileno()
+        self.fd = disk.open_scratch()
         self.position = frame.SUPERBLOCK_END
         self.dead_size = 0
 
     def close(self) -> None:
         """Drop the scratch file."""
-        self._scratch.close()
-
-    def move_to(self, fd: int) -> None:
-        """Write to another, empty file from now on; before anything was added."""
-        self.fd = fd
+        disk.system.close(self.fd)
 
     def add_entry(self, log: Log, entry: Entry) -> None:
         """Add a live entry of the old file."""
@@ -350,7 +343,7 @@ def _replace(store: mmapdict, image: Image) -> bool:
     path = log.path
     assert path is not None
     info = os.fstat(log.fd)
-    if info.st_nlink != 1:
+    if info.st_nlink != 1 or not disk.is_named(log.fd, path):
         return False
     beside = os.path.join(
         os.path.dirname(path), f".{os.path.basename(path)}.{secrets.token_hex(4)}.vacuum"
@@ -361,7 +354,7 @@ def _replace(store: mmapdict, image: Image) -> bool:
         return False
     done = False
     try:
-        if not _take_over_owner(fd, info):
+        if not disk.copy_owner(fd, info):
             return False
         disk.system.flock(fd, disk.LOCK_EXCLUSIVE)
         for start, length in _data_ranges(image.fd, 0, image.position):
@@ -380,23 +373,12 @@ def _replace(store: mmapdict, image: Image) -> bool:
     return done
 
 
-def _take_over_owner(fd: int, info: os.stat_result) -> bool:
-    """Give the new file the old one's owner and mode; False where that is not allowed."""
-    try:
-        new = os.fstat(fd)
-        if (new.st_uid, new.st_gid) != (info.st_uid, info.st_gid):
-            os.fchown(fd, info.st_uid, info.st_gid)
-        os.fchmod(fd, stat.S_IMODE(info.st_mode))
-    except OSError:
-        return False
-    return True
-
-
 def _swap_names(log: Log, beside: str, path: str) -> bool:
     """R2 to R4."""
     block = log.superblock
-    if block is not None and log.map:
+    if log.map:
         log.map[18:22] = COMMIT.pack(frame.next_commit(log.commit))
+    if block is not None and log.map:
         log.poke(MARKS_OFFSET, bytes((block.marks | MARK_REPLACED,)))  # R2
     try:
         disk.replace(beside, path)  # R3
@@ -409,7 +391,7 @@ def _swap_names(log: Log, beside: str, path: str) -> bool:
         disk.sync_directory(path)
     except OSError as error:
         raise disk.storage_error(error, "the directory could not be synced", log.name) from error
-    if block is not None and log.map:
+    if log.tail > frame.FIRST_ENTRY:
         log.poke(frame.KEY_OPCODE_OFFSET, b"\x8d")  # R4
     return True
 
@@ -434,8 +416,7 @@ def _move_in_place(log: Log, image: Image) -> None:
             log.poke(frame.GENERATION_OFFSET, U32.pack(generation))
         log.poke(frame.COMMIT_OFFSET, COMMIT.pack(frame.next_commit(log.commit)))  # P3
     _copy_down(log, base, size)
-    log.map = b""
-    log.superblock = None
+    log.remap()
 
 
 def _copy_down(log: Log, base: int, size: int) -> None:

@@ -27,6 +27,8 @@ MAPS_MAX = 512
 PUNCH_SIZE_MIN = 1 << 16
 """Size from which a value's disk blocks are worth giving back one by one."""
 
+_FOR_EVER = 1 << 60
+
 
 class Views:
     """What decoders read from (see `picklers.base.Source`)."""
@@ -35,10 +37,8 @@ class Views:
         self._log = log
         self.mmap_mode = mmap_mode
         self.allow_pickle = allow_pickle
-        self._live: dict[int, int] = {}
-        self._refs: set[Any] = set()
-        self._ended: deque[tuple[Any, int]] = deque()
-        self._doomed: dict[int, int] = {}
+        self.ended: deque[tuple[Any, int]] = deque()
+        self.forget()
 
     @property
     def path(self) -> str | None:
@@ -60,15 +60,20 @@ class Views:
         if mode is None:
             return bytearray(log.read(start, stop)), 0
         if log.exclusive and stop - start >= PUNCH_SIZE_MIN:
-            return self._own_map(start, stop, private=False)
+            if len(self._refs) < MAPS_MAX:
+                return self._own_map(start, stop, private=False)
+            # The end of this view will not be noticed, so the blocks stay until a vacuum.
+            self._live[start] = _FOR_EVER
+        stage = log.staging
+        if stage is not None:
+            stage.flush()
         if stop > len(log.map):
-            log.read(start, stop) if log.staging else None
             log.remap()
         return log.map, start
 
     def _own_map(self, start: int, stop: int, *, private: bool) -> tuple[Any, int]:
         """Return a map of this range alone, counted until its last view is gone."""
-        if self._ended:
+        if self.ended:
             self.settle()
         base = start - start % mmap.ALLOCATIONGRANULARITY
         stage = self._log.staging
@@ -80,45 +85,58 @@ class Views:
         )
         # The callback may run at any moment, in any thread: it only enqueues.
         self._live[start] = self._live.get(start, 0) + 1
-        ended = self._ended
+        ended = self.ended
         self._refs.add(weakref.ref(shared, lambda ref: ended.append((ref, start))))
         return shared, start - base
 
     # Disk blocks of deleted values ------------------------------------------------------------
 
     def settle(self) -> None:
-        """Deal with the maps that ended; the store's lock is held by this thread or not needed."""
-        while self._ended:
-            ref, start = self._ended.popleft()
-            self._refs.discard(ref)
-            count = self._live.get(start, 0) - 1
-            if count > 0:
-                self._live[start] = count
+        """Deal with the maps that ended."""
+        while self.ended:
+            ref, start = self.ended.popleft()
+            if ref not in self._refs:
                 continue
-            self._live.pop(start, None)
-            stop = self._doomed.pop(start, None)
-            if stop is not None:
-                self._punch(start, stop)
+            self._refs.discard(ref)
+            self._live[start] -= 1
+            if not self._live[start]:
+                del self._live[start]
+                for holders, blobs in self._doomed:
+                    holders.discard(start)
+                    if not holders:
+                        self._punch(blobs)
+                self._doomed = [doomed for doomed in self._doomed if doomed[0]]
 
-    def doom(self, start: int, stop: int) -> None:
-        """Give back the blocks of a dead value's data, now or when its last view is gone."""
+    def doom(self, start: int, stop: int, blobs: list[tuple[int, int]]) -> None:
+        """Give back the blocks of a dead value, now or when its last view is gone.
+
+        Parameters
+        ----------
+        start, stop
+            Range of the value's opcodes.
+        blobs
+            Offset and size of each of its data.
+        """
         self.settle()
-        if self._live.get(start):
-            self._doomed[start] = stop
+        holders = {held for held in self._live if start <= held < stop}
+        if holders:
+            self._doomed.append((holders, blobs))
         else:
-            self._punch(start, stop)
+            self._punch(blobs)
 
     def forget(self) -> None:
         """Drop all accounts: the maps live on by themselves."""
-        self._refs.clear()
-        self._live.clear()
-        self._doomed.clear()
+        self._refs: set[Any] = set()
+        self._live: dict[int, int] = {}
+        self._doomed: list[tuple[set[int], list[tuple[int, int]]]] = []
 
-    def _punch(self, start: int, stop: int) -> None:
+    def _punch(self, blobs: list[tuple[int, int]]) -> None:
         page = mmap.PAGESIZE
-        first, last = align_up(start, page), stop - stop % page
         log = self._log
-        if first < last and not log.closed and log.exclusive:
-            if last > len(log.map):
-                log.remap(last)
-            disk.discard(log.map, first, last - first)
+        for start, size in blobs:
+            stop = start + size
+            first, last = align_up(start, page), stop - stop % page
+            if first < last and not log.closed and log.exclusive:
+                if last > len(log.map):
+                    log.remap(last)
+                disk.discard(log.map, first, last - first)

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 __all__ = ["find_fault"]
 
 _WINDOW_SIZE: Final = 1 << 14
-_LINE_SIZE_MAX: Final = 1 << 13
 _MARKS_MAX: Final = 100_000
 """MARKs open at once; `pickle` itself recurses at far less."""
 
@@ -114,7 +113,7 @@ class _Body:
         """Step over an opcode and its argument."""
         self._position += 1
         if op.lines:
-            return self._skip_lines(op.lines)
+            return self._skip_lines(op.lines) or self._memoize(op, 0)
         size = op.argument
         number = int.from_bytes(window[at : at + size], "little") if size else 0
         self._position += size
@@ -127,17 +126,21 @@ class _Body:
         return self._memoize(op, number)
 
     def _skip_lines(self, count: int) -> str | None:
-        for _ in range(count):
-            window, at = self._look(_LINE_SIZE_MAX)
-            end = window.find(b"\n", at)
-            if end < 0:
+        while count:
+            if self._position >= self._stop:
                 return "has no end of line"
-            self._position += end + 1 - at
+            window, at = self._look(1)
+            end = window.find(b"\n", at) + 1
+            self._position += (end or len(window)) - at
+            count -= end > 0
         return None
 
     def _memoize(self, op: _Op, number: int) -> str | None:
         """Keep the range of indices put, and see that one got lies within."""
         low, high = self._memo
+        if op.name == "LONG_BINPUT" and number > self._stop:
+            # Indices count the values memoized in all of the file; unpickling makes room for each.
+            return "puts where nothing belongs"
         if op.name in ("BINPUT", "LONG_BINPUT"):
             self._memo = (number, number) if low > high else (min(low, number), max(high, number))
         elif op.name in ("PUT", "MEMOIZE"):

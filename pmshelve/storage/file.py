@@ -15,7 +15,9 @@ import errno
 import fcntl
 import mmap
 import os
+import stat
 import sys
+import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,10 +30,14 @@ __all__ = [
     "System",
     "allocate",
     "boot_id",
+    "copy_owner",
     "copy_range",
     "datasync",
     "discard",
+    "is_named",
+    "is_regular",
     "map_file",
+    "open_scratch",
     "read_at",
     "replace",
     "size_of",
@@ -231,6 +237,39 @@ def sync_directory(path: str) -> None:
         system.fsync(fd)
     finally:
         system.close(fd)
+
+
+def open_scratch() -> int:
+    """Return the descriptor of a new file without a name, gone when it is closed."""
+    with tempfile.TemporaryFile(buffering=0) as scratch:
+        return os.dup(scratch.fileno())
+
+
+def copy_owner(fd: int, info: os.stat_result) -> bool:
+    """Give a file the owner and the mode in `info`; False where that is not allowed."""
+    try:
+        new = system.fstat(fd)
+        if (new.st_uid, new.st_gid) != (info.st_uid, info.st_gid):
+            os.fchown(fd, info.st_uid, info.st_gid)
+        os.fchmod(fd, stat.S_IMODE(info.st_mode))
+    except OSError:
+        return False
+    return True
+
+
+def is_named(fd: int, path: str) -> bool | None:
+    """Whether `path` is a name of the open file; None if it names nothing."""
+    try:
+        named = system.stat(path)
+    except OSError:
+        return None
+    info = system.fstat(fd)
+    return (named.st_ino, named.st_dev) == (info.st_ino, info.st_dev)
+
+
+def is_regular(fd: int) -> bool:
+    """Whether the open file is an ordinary one, that can be mapped and truncated."""
+    return stat.S_ISREG(system.fstat(fd).st_mode)
 
 
 def replace(source: str, target: str) -> None:

@@ -67,9 +67,11 @@ class FileLock:
             system.flock(self._fd, operation)
         except BaseException as error:
             try:
-                if not isinstance(error, BlockingIOError):
+                if isinstance(error, BlockingIOError):
+                    self._wait_for_processes(operation)
+                elif operation != SHARED or not _is_unsupported(error):
                     raise self._refusal(error) from None
-                self._wait_for_processes(operation)
+                # Reading where there are no locks: nobody can write there either.
             except BaseException:
                 self._leave()
                 raise
@@ -79,8 +81,15 @@ class FileLock:
         """Undo one `acquire`."""
         self._depth -= 1
         if not self._depth and not self._pinned:
-            system.flock(self._fd, UNLOCK)
+            self._unlock()
         self._leave()
+
+    def _unlock(self) -> None:
+        try:
+            system.flock(self._fd, UNLOCK)
+        except OSError as error:
+            if not _is_unsupported(error):
+                raise
 
     def try_shared(self) -> bool:
         """Take the lock shared if that needs no waiting for another process."""
@@ -136,7 +145,7 @@ class FileLock:
         """Give back the file's lock at the next release."""
         self._pinned = False
         if not self._depth:
-            system.flock(self._fd, UNLOCK)
+            self._unlock()
 
     @property
     def held(self) -> bool:
@@ -155,7 +164,7 @@ class FileLock:
         self._pinned = False
 
     def _refusal(self, error: BaseException) -> BaseException:
-        if isinstance(error, OSError) and error.errno in _UNSUPPORTED:
+        if isinstance(error, OSError) and _is_unsupported(error):
             return StorageError(
                 "the file cannot be locked, so it cannot be shared safely",
                 self.path,
@@ -190,6 +199,10 @@ class FileLock:
                     hint="raise timeout=, or close the store there",
                 )
             pause = min(pause * 1.5, _BACKOFF_MAX)
+
+
+def _is_unsupported(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno in _UNSUPPORTED
 
 
 def holder_of(fd: int) -> str:

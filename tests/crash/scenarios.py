@@ -47,6 +47,13 @@ LONG_BYTES = bytes(range(251)) * 300
 LONG_TEXT = "ä€" * 20_000
 LONG_KEY = "k" * 300
 
+STORE = "pmshelve.mmapdict."
+CHECKPOINTS = (
+    (STORE + "index.CHECKPOINT_COUNT", 3),
+    (STORE + "index.CHECKPOINT_CLOSE_MIN", 2),
+    (STORE + "vacuum.CHECKPOINT_CLOSE_MIN", 2),
+)
+
 
 # Openers --------------------------------------------------------------------------------------
 
@@ -85,6 +92,23 @@ synced = opener(sync=True)
 exclusive = opener(exclusive=True)
 
 
+def mended(path: str) -> Any:
+    """Open the store and mend it if it is damaged."""
+    store = plain(path)
+    if list(store.check()):
+        store.fsck()
+    return store
+
+
+def mend() -> Step:
+    """Let `fsck` find the damage."""
+
+    def run(holder: Holder) -> None:
+        assert holder.store.fsck() is False
+
+    return Step("fsck", run)
+
+
 # Files ----------------------------------------------------------------------------------------
 
 _FIRST: dict[str, Any] = {
@@ -106,6 +130,27 @@ def first_file(path: str) -> None:
             store[key] = value
         del store["old"]
         store.sync()
+
+
+def linked_file(path: str) -> None:
+    """Make the first file with a second name, so that it cannot be replaced."""
+    first_file(path)
+    os.link(path, path + ".second")
+
+
+def torn_file(path: str) -> None:
+    """Make the first file and tear its last entry."""
+    first_file(path)
+    os.truncate(path, os.path.getsize(path) - 20)
+
+
+def damaged_file(path: str) -> None:
+    """Make the first file and spoil the entry of one key in its middle."""
+    first_file(path)
+    with open(path, "r+b") as stream:
+        data = stream.read()
+        stream.seek(data.index(b"\x8c\x01c") + 40)
+        stream.write(b"spoilt")
 
 
 def empty_file(path: str) -> None:
@@ -201,14 +246,13 @@ def make(
     opens: Callable[[str], Any] = plain,
     reopens: Callable[[str], Any] | None = None,
     reads: Callable[[str], Any] | None = readonly,
-    stock: bool = True,
+    **more: Any,
 ) -> Scenario:
     """Return a scenario whose first step opens the store."""
     if prepare is None:
         content = ()
-    return Scenario(
-        name, (open_(), *steps), opens, reopens or opens, reads, prepare, content, stock
-    )
+    steps = (open_(), *steps)
+    return Scenario(name, steps, opens, reopens or opens, reads, prepare, content, **more)
 
 
 def scenarios() -> list[Scenario]:
@@ -288,7 +332,88 @@ def scenarios() -> list[Scenario]:
             vacuum(),
             put("z", LARGE_ARRAY, spoils=True),
             opens=file_object,
-            reopens=_either,
+            reads=None,  # a move that was cut short must be completed first
+        ),
+        make(
+            "vacuum in place, two names",
+            delete("b"),
+            vacuum(),
+            put("a", 1),
+            vacuum(),
+            put("z", 2),
+            prepare=linked_file,
+            reads=None,
+        ),
+        make(
+            "vacuum by itself",
+            *(put("a", bytes([number]) * 900) for number in range(4)),
+            batch({"a": 1, "b": 2}, ("c",)),
+            opens=opener(autovacuum=True),
+            constants=((STORE + "mapping.AUTOVACUUM_MIN", 1500),),
+        ),
+        make(
+            "checkpoints",
+            put("a", 1),
+            put("b", 2),
+            put("e", 3),
+            delete("c"),
+            batch({"f": 1, "g": 2}, ("a",)),
+            put("b", 3),
+            reopen(),
+            put("f", 2),
+            delete("d"),
+            put("c", 1),
+            close(),
+            constants=CHECKPOINTS,
+        ),
+        make(
+            "checkpoints synced",
+            *(_durable(put(f"k{number % 5}", number)) for number in range(9)),
+            reopen(),
+            _durable(delete("k1")),
+            _durable(put("k2", "x")),
+            opens=synced,
+            constants=CHECKPOINTS,
+        ),
+        make(
+            "checkpoints of many",
+            put("key 5", 1),
+            delete("key 6"),
+            put("key 5", 2),
+            reopen(),
+            delete("key 5"),
+            vacuum(),
+            put("key 6", 3),
+            prepare=many_file,
+            content=MANY,
+            constants=CHECKPOINTS,
+        ),
+        make(
+            "checkpoints, exclusive",
+            *(put(f"k{number % 5}", number) for number in range(8)),
+            close(),
+            opens=exclusive,
+            constants=CHECKPOINTS,
+        ),
+        make(
+            "torn tail",
+            put("a", 1),
+            sync(),
+            put("d", 2),
+            prepare=torn_file,
+            content=FIRST[:-1],
+            stock_raw=False,
+        ),
+        make(
+            "fsck of a damaged file",
+            mend(),
+            put("a", 1),
+            sync(),
+            prepare=damaged_file,
+            content=tuple(item for item in FIRST if item[0] != "c"),
+            reopens=mended,
+            reads=None,
+            stock_raw=False,
         ),
         make("exclusive", *small, *large, opens=exclusive),
         make(
@@ -348,6 +473,7 @@ def scenarios() -> list[Scenario]:
             prepare=copied("arrays.mmdpickle"),
             content=arrays_content(),
             stock=False,
+            stock_raw=False,
         ),
         make(
             "mmappickle's history",
@@ -358,6 +484,7 @@ def scenarios() -> list[Scenario]:
             prepare=copied("history.mmdpickle"),
             content=history_content(),
             stock=False,
+            stock_raw=False,
         ),
         make(
             "mmappickle's empty file",
@@ -391,11 +518,6 @@ def _pickle_of(items: dict[str, Any]) -> Callable[[str], None]:
             pickle.dump(items, stream, 4)
 
     return prepare
-
-
-def _either(path: str) -> Any:
-    """Reopen what a store on a file object left."""
-    return file_object(path)
 
 
 class Pair:

@@ -15,7 +15,7 @@ import pytest
 from tests.crash.scenarios import random_scenario, scenarios
 from tests.support.crashlab import Scenario, attack, record
 
-STATES = 800
+STATES = 500
 
 
 def run(scenario: Scenario, tmp_path: Path, states_max: int, seed: int) -> int:

@@ -46,7 +46,7 @@ from tests.support.steps import (
 if TYPE_CHECKING:
     from tests.support.history import Step
 
-SHOTS_MAX = 150
+SHOTS_MAX = 60
 
 
 def case(name: str, step: Step, opens: Callable[[str], Any] = plain, **more: Any) -> Case:

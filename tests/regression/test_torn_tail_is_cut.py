@@ -13,7 +13,9 @@ from tests.support.layout import read_layout
 from tests.support.stores import assert_content, assert_sound
 
 
-@pytest.mark.parametrize("value", ["text", [1, 2], np.arange(300), b"x" * 70_000], ids=repr)
+@pytest.mark.parametrize(
+    "value", ["text", [1, 2], np.arange(300), b"x" * 70_000], ids=["text", "list", "array", "large"]
+)
 def test_torn_tail_is_cut_before_the_next_append(tmp_path: Path, value: object) -> None:
     path = tmp_path / "store"
     with mmapdict(path) as store:

@@ -153,9 +153,9 @@ class Process:
         assert len(keys) == len(set(keys))
         mine = {key for key in keys if key.startswith(f"own:{self.name}:")}
         assert mine == set(self.log), f"walked {sorted(mine)}, logged {sorted(self.log)}"
-        steady = sum(key.startswith("steady:") for key in keys)
-        assert steady == STEADY_COUNT * len(self.names)
-        assert COUNTER in keys
+        steady = {f"steady:{name}:{i}" for name in self.names for i in range(STEADY_COUNT)}
+        assert not steady - set(keys), f"not walked: {steady - set(keys)}"
+        assert COUNTER in keys, f"no counter in {keys}"
 
 
 def run(
@@ -165,7 +165,7 @@ def run(
     deadline = time.monotonic() + seconds
     with mmapdict(path, **options) as store:
         process = Process(store, name, names, seed)
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline or process.operations < 100:
             for _ in range(20):
                 process.step()
             if process.chance.randrange(40) == 0:

@@ -109,7 +109,7 @@ def lies_in(array: Any, buffer: Any) -> bool:
     """Tell whether all of an array's memory is that of a buffer."""
     whole = np.frombuffer(buffer, np.uint8)
     start = address(array) - address(whole)
-    return 0 <= start and start + np.asarray(array).nbytes <= whole.nbytes
+    return start >= 0 and start + np.asarray(array).nbytes <= whole.nbytes
 
 
 def global_names(data: bytes) -> set[str]:

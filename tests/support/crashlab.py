@@ -15,11 +15,13 @@ Some states are opened on a simulated disk again, and the repair itself is cut.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import io
 import os
 import random
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +29,7 @@ import numpy as np
 
 from pmshelve.errors import NotAStoreError
 from tests.support.diskstates import DiskState, Replay
+from tests.support.guard import time_limit
 from tests.support.history import Content, History, Step, Window, matches
 from tests.support.simdisk import SimDisk, Write, rebooted
 from tests.support.steps import Holder
@@ -60,10 +63,13 @@ class Scenario:
         Opens what a crash left, for writing.
     readonly_opener
         Opens what a crash left, for reading; None: that is not tried.
-    file_may_be_missing
-        Before the first durable step a power cut may leave no file at all.
     stock
-        Whether stock `pickle.load` gives what the store gives.
+        Whether stock `pickle.load` gives what the store gives, once the store was open for writing.
+    stock_raw
+        Whether it does so at other times too, where `Step.loads_raw` does not say otherwise.
+    constants
+        Module constants to change, such as limits that a small file would never reach: pairs of
+        "module.NAME" and the value.
     """
 
     name: str
@@ -74,6 +80,23 @@ class Scenario:
     prepare: Callable[[str], None] | None = None
     content: Content = ()
     stock: bool = True
+    stock_raw: bool = True
+    constants: tuple[tuple[str, Any], ...] = ()
+
+    @contextlib.contextmanager
+    def changed(self) -> Iterator[None]:
+        """Change the constants for the length of a `with` block."""
+        before = []
+        try:
+            for name, value in self.constants:
+                module_name, _, attribute = name.rpartition(".")
+                module = importlib.import_module(module_name)
+                before.append((module, attribute, getattr(module, attribute)))
+                setattr(module, attribute, value)
+            yield
+        finally:
+            for module, attribute, value in reversed(before):
+                setattr(module, attribute, value)
 
     def __str__(self) -> str:
         return self.name
@@ -91,6 +114,11 @@ class Recording:
 
 def record(scenario: Scenario, directory: str) -> Recording:
     """Run a scenario on a simulated disk in `directory`."""
+    with scenario.changed():
+        return _record(scenario, directory)
+
+
+def _record(scenario: Scenario, directory: str) -> Recording:
     path = os.path.join(directory, NAME)
     if scenario.prepare is not None:
         with rebooted(BOOT_BEFORE):
@@ -141,7 +169,8 @@ class Judge:
             allowed, spoilt = history.after_kill(window), set()
             boot = BOOT_BEFORE
         try:
-            self._examine(state, allowed, spoilt, boot, window)
+            with time_limit(30):
+                self._examine(state, allowed, spoilt, boot, window)
             if deep:
                 self._cut_the_repair(state, allowed, spoilt, boot, deep)
         except BaseException as error:
@@ -172,7 +201,7 @@ class Judge:
     def _load_raw(self, state: DiskState, allowed: list[Content], window: Window) -> None:
         """Let stock pickle load the file as the kill left it."""
         steps = self.recording.history.steps[window.returned : window.begun]
-        if not self.scenario.stock or not all(step.loads_raw for step in steps):
+        if not self.scenario.stock_raw or not all(step.loads_raw for step in steps):
             return
         data = state.files.get(NAME)
         if data:
@@ -302,7 +331,7 @@ class Judge:
             # What the repair showed stays.
             allowed = [tuple((key, _Found(value)) for key, value in found.items())]
         try:
-            with rebooted(BOOT_LATER if second.power else boot):
+            with time_limit(30), rebooted(BOOT_LATER if second.power else boot):
                 again = self._content(self.path, allowed, spoilt, ordered=False)
                 self._use(again)
         except BaseException as error:
@@ -382,6 +411,13 @@ def attack(
     Every cut gets its kill states and a share of the power cuts; every `deep_every`-th state is
     also crashed again while it is repaired.
     """
+    with recording.scenario.changed():
+        return _attack(recording, directory, states_max, seed, deep_every)
+
+
+def _attack(
+    recording: Recording, directory: str, states_max: int, seed: int, deep_every: int
+) -> int:
     rng = random.Random(seed)
     ops = recording.disk.ops
     judge = Judge(recording, directory, rng)

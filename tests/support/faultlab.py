@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pmshelve.errors import NoSpaceError, PmshelveError, StorageError, StoreFailedError
+from tests.support.guard import time_limit
 from tests.support.history import Content, Step, matches
 from tests.support.simdisk import Fault, SimDisk
 from tests.support.steps import Holder
@@ -178,7 +179,7 @@ class Case:
     def strike(self, directory: str, shot: Shot) -> str:
         """Run the step with one fault; return "same", "old", "new" or "failed"."""
         disk, holder = self._begin(directory)
-        with disk.installed():
+        with time_limit(30), disk.installed():
             try:
                 return self._strike(disk, holder, shot)
             finally:

@@ -24,6 +24,10 @@ sys.meta_path.insert(0, _Blocked())
 """
 
 
+class RemoteError(Exception):
+    """Where in the other process an exception came from."""
+
+
 class Worker:
     """A second process that does what a test tells it, one step at a time.
 
@@ -63,9 +67,9 @@ class Worker:
         if not ready:
             self.kill()
             raise AssertionError(f"the worker did not answer within {timeout} s")
-        succeeded, result = pickle.load(self.process.stdout)
+        succeeded, result, trace = pickle.load(self.process.stdout)
         if not succeeded:
-            raise result
+            raise result from RemoteError(trace)
         return result
 
     def run(self, code: str, **names: Any) -> None:

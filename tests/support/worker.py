@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pickle
 import sys
+import traceback
 from typing import Any, BinaryIO
 
 
@@ -22,9 +23,9 @@ def _answer(mode: str, code: str, names: bytes, space: dict[str, Any]) -> bytes:
     try:
         space.update(pickle.loads(names))
         result = eval(code, space) if mode == "eval" else exec(code, space)
-        return pickle.dumps((True, result), 5)
+        return pickle.dumps((True, result, ""), 5)
     except BaseException as error:
-        return pickle.dumps((False, _picklable(error)), 5)
+        return pickle.dumps((False, _picklable(error), traceback.format_exc()), 5)
 
 
 def serve(requests: BinaryIO, answers: BinaryIO) -> None:

@@ -163,26 +163,22 @@ class ArrayDecoder:
         return array
 
 
-def array_decoder(raw: bytes, places: Places) -> ArrayDecoder | None:
-    """Return the decoder for the raw pickle of a top-level array; None if it is none.
+def array_decoder(raw: bytes, places: Places) -> ArrayDecoder:
+    """Return the decoder for the raw pickle of a top-level array.
 
     Raises
     ------
     CorruptionError
-        It is one, but not as arrays are written, or not of its buffer's size.
+        It is not as arrays are written, or not of its buffer's size.
     """
     decoder = _parse_array(raw)
-    if decoder is not None:
-        check_size(decoder, places, 0, 1)
+    check_size(decoder, places, 0, 1)
     return decoder
 
 
 @functools.lru_cache(1024)
-def _parse_array(raw: bytes) -> ArrayDecoder | None:
-    call = parse(raw)
-    if type(call) is not Call or call.function != NDARRAY:
-        return None
-    return load_array(call, 0)
+def _parse_array(raw: bytes) -> ArrayDecoder:
+    return load_array(parse(raw), 0)
 
 
 def load_array(call: Any, index: int) -> ArrayDecoder:

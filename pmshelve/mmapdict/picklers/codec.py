@@ -13,6 +13,7 @@ from pmshelve.mmapdict.opcodes import (
     PAD_SIZE_MAX,
     POP,
     REDUCE,
+    SHORT_BINBYTES,
     TUPLE1,
     find_buffers,
     is_padding,
@@ -102,6 +103,9 @@ def encode(value: Any) -> Encoded:
 # Decode -----------------------------------------------------------------------------------------
 
 _HEAD_SIZE: Final = 1024
+_RAW_AT: Final = len(PICKLE_HEAD) + 2
+_CALL_END: Final = TUPLE1 + REDUCE
+_SHORT_SIZE_MIN: Final = _RAW_AT + len(_CALL_END)
 _RAW_WIDTHS: Final = {b"C": 1, b"B": 4, b"\x8e": 8}
 
 
@@ -135,14 +139,38 @@ def resolve(
     head = source.read(start, stop if stop - start <= _HEAD_SIZE else start + _HEAD_SIZE)
     if not head:
         raise CorruptionError("an entry has no value", source.path, offset=start)
-    resolved = resolve_plain(source, start, stop, head)
-    if resolved is None and head.startswith(PICKLE_HEAD):
-        resolved = _resolve_pickle(source, start, stop, own)
-    elif resolved is None and head.startswith(BUFFERS_HEAD):
-        resolved = _resolve_buffers(source, start, stop, own, literal)
-    elif resolved is None and head.startswith(LEGACY_HEADS):
-        resolved = resolve_legacy_array(source, start, stop)
+    resolved = _resolve_short(start, stop, head)
+    if resolved is not None:
+        return resolved
+    try:
+        resolved = resolve_plain(source, start, stop, head)
+        if resolved is None and head.startswith(PICKLE_HEAD):
+            resolved = _resolve_pickle(source, start, stop, own)
+        elif resolved is None and head.startswith(BUFFERS_HEAD):
+            resolved = _resolve_buffers(source, start, stop, own, literal)
+        elif resolved is None and head.startswith(LEGACY_HEADS):
+            resolved = resolve_legacy_array(source, start, stop)
+    except CorruptionError as error:
+        # What is wrong was found by those who see bytes and do not know of what file.
+        error.path = source.path
+        error.offset = start if error.offset is None else error.offset
+        raise
     return resolved or (start, stop, decode_body)
+
+
+def _resolve_short(start: int, stop: int, head: bytes) -> Resolved | None:
+    """Resolve the most common values at once: short bytes and objects, without padding."""
+    size = stop - start
+    if not _SHORT_SIZE_MIN <= size <= _HEAD_SIZE:
+        return None
+    if head[0] == SHORT_BINBYTES[0] and head[1] == size - 2:
+        return start + 2, stop, None
+    raw_size = head[_RAW_AT - 1]
+    if raw_size != size - _SHORT_SIZE_MIN or head[_RAW_AT - 2] != SHORT_BINBYTES[0]:
+        return None
+    if head.startswith(PICKLE_HEAD) and head.endswith(_CALL_END):
+        return start + _RAW_AT, stop - len(_CALL_END), decode_pickle
+    return None
 
 
 def _resolve_pickle(source: Source, start: int, stop: int, own: bool) -> Resolved | None:
@@ -167,7 +195,7 @@ def _resolve_buffers(
 
 
 @functools.cache
-def _literal_parsers() -> dict[bytes, Callable[[bytes, Places], Decoder | None]]:
+def _literal_parsers() -> dict[bytes, Callable[[bytes, Places], Decoder]]:
     """Return what reads a raw pickle that begins like this."""
     from pmshelve.mmapdict.picklers.array import array_decoder
     from pmshelve.mmapdict.picklers.masked import masked_decoder

@@ -56,8 +56,6 @@ def resolve_legacy_array(source: Source, start: int, stop: int) -> Resolved | No
     if outline is None:
         return None
     opcodes, places = outline
-    if not 1 <= len(places) <= 2:
-        return None
     call = parse(opcodes)
     if type(call) is not Call:
         return None

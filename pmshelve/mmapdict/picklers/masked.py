@@ -153,17 +153,15 @@ class MaskedDecoder:
         return array
 
 
-def masked_decoder(raw: bytes, places: Places) -> MaskedDecoder | None:
-    """Return the decoder for the raw pickle of a masked array; None if it is none.
+def masked_decoder(raw: bytes, places: Places) -> MaskedDecoder:
+    """Return the decoder for the raw pickle of a masked array.
 
     Raises
     ------
     CorruptionError
-        It is one, but not as they are written, or not of its buffers' sizes.
+        It is not as masked arrays are written, or not of its buffers' sizes.
     """
     form = _parse_masked(raw)
-    if form is None:
-        return None
     count = 1 if form.mask is None else 2
     check_size(form.data, places, 0, count)
     if form.mask is not None:
@@ -172,11 +170,9 @@ def masked_decoder(raw: bytes, places: Places) -> MaskedDecoder | None:
 
 
 @functools.lru_cache(1024)
-def _parse_masked(raw: bytes) -> Form | None:
+def _parse_masked(raw: bytes) -> Form:
     call = parse(raw)
-    if type(call) is not Call or call.function != MASKED_ARRAY:
-        return None
-    if len(call.arguments) != 9:
+    if type(call) is not Call or call.function != MASKED_ARRAY or len(call.arguments) != 9:
         raise CorruptionError("a masked array is not a call with nine arguments")
     data_call, mask_call, *between, fill_call, keep_mask, is_hard = call.arguments
     if between != [None, False, True, 0] or keep_mask is not True or type(is_hard) is not bool:

@@ -156,6 +156,9 @@ def _reduce_string_dtype(dtype: Any) -> _Reduced:
     return copyreg.__newobj_ex__, (type(dtype), (), options)  # type: ignore[attr-defined]
 
 
+# NumPy 1 has none.
+_STRING_DTYPE: Final = getattr(getattr(numpy, "dtypes", None), "StringDType", type(None))
+
 _EXACT_AS_PYTHON: Final = "bBhHiIlLqQefdFD"
 """Type codes of the numbers that a Python number holds exactly."""
 
@@ -166,13 +169,13 @@ def _make_reducers() -> dict[type, Callable[[Any], _Reduced]]:
         numpy.bytes_: _reduce_bytes,
         numpy.record: _reduce_scalar,
     }
-    for code in "?gGMmV":
+    for kind in (numpy.datetime64, numpy.timedelta64, numpy.void):
+        reducers[kind] = _reduce_scalar
+    for code in "?gG":
         reducers[numpy.dtype(code).type] = _reduce_scalar
     for code in _EXACT_AS_PYTHON:
         reducers[numpy.dtype(code).type] = _reduce_number
-    if hasattr(numpy, "dtypes") and hasattr(numpy.dtypes, "StringDType"):
-        reducers[numpy.dtypes.StringDType] = _reduce_string_dtype
-    return reducers
+    return reducers | {_STRING_DTYPE: _reduce_string_dtype}
 
 
 _REDUCERS: Final = _make_reducers()

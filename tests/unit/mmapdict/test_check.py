@@ -140,6 +140,15 @@ def test_l2_opcodes_of_mmappickle_that_leave_no_value() -> None:
     assert broken(image.finish()) == [("L2", image.places["a"][0], None)]
 
 
+def test_l2_a_reserved_key_that_is_live() -> None:
+    for superblock in (True, False):
+        image = Image(superblock=superblock)
+        entry = frame.encode_entry(frame.FILL_KEY, b"N", False, image.end)
+        start = image.end
+        image.append("\0fill", entry, LIVE)
+        assert broken(image.finish())[0] == ("L2", start, None)
+
+
 def test_l2_the_superblock_has_lost_its_magic() -> None:
     image = sample()
     image.data[48] ^= 1

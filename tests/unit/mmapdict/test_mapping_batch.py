@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pmshelve.errors import LockTimeoutError
+from pmshelve.errors import ClosedError, LockTimeoutError
 from pmshelve.mmapdict import EmptyNDArray, mmapdict
 from tests.support.processes import Worker
 from tests.support.stores import assert_content, assert_file, assert_sound
@@ -28,7 +28,7 @@ def path(tmp_path: Path) -> Path:
 def store(path: Path) -> Iterator[mmapdict]:
     with mmapdict(path) as store:
         yield store
-        assert list(store.check()) == []
+        assert store.closed or list(store.check()) == []
 
 
 class Stop(Exception):
@@ -271,6 +271,30 @@ def test_batch_may_be_used_as_often_as_wanted(store: mmapdict) -> None:
     assert_sound(store, {"2": 17, "0": 18, "1": 19})
 
 
+def test_batch_object_used_again_starts_afresh(store: mmapdict) -> None:
+    batch = store.batch()
+    with batch:
+        store["a"] = 1
+    store["a"] = 2
+    with batch:
+        store["b"] = 3
+    assert_sound(store, {"a": 2, "b": 3})
+    with pytest.raises(Stop), batch:
+        raise Stop
+    with batch:
+        store["c"] = 4
+    assert_sound(store, {"a": 2, "b": 3, "c": 4})
+
+
+def test_store_closed_inside_a_batch_commits_nothing(store: mmapdict, path: Path) -> None:
+    store["a"] = 1
+    with pytest.raises(ClosedError), store.batch():
+        store["a"] = 2
+        store.close()
+    with mmapdict(path, timeout=0) as again:
+        assert_sound(again, {"a": 1})
+
+
 def test_array_got_inside_lives_on(store: mmapdict) -> None:
     with store.batch():
         store["a"] = np.arange(1000)
@@ -290,6 +314,32 @@ def test_array_got_inside_a_failed_batch_does_no_harm(store: mmapdict) -> None:
     store["b"] = b"b" * 100
     assert_sound(store, {"b": b"b" * 100})
     del views
+
+
+@pytest.mark.parametrize("options", [{}, {"exclusive": True}, {"mmap_mode": "c"}], ids=repr)
+def test_array_got_inside_a_failed_batch_may_still_be_read(
+    path: Path, options: dict[str, Any]
+) -> None:
+    """Its bytes were never published; reading them must not kill the process."""
+    with Worker("from pmshelve.mmapdict import mmapdict\nimport numpy") as worker:
+        worker.run("store = mmapdict(path, **options)", path=path, options=options)
+        worker.run(
+            "try:\n"
+            "    with store.batch():\n"
+            "        store['a'] = numpy.arange(500_000)\n"
+            "        view = store['a']\n"
+            "        raise KeyError\n"
+            "except KeyError:\n"
+            "    store['b'] = 1\n"
+        )
+        try:
+            assert worker.eval("len(view)") == 500_000
+            worker.eval("int(view.sum())")
+        except EOFError:
+            pytest.fail("reading the view killed the process")
+        worker.run("store.close(); del view")
+    with mmapdict(path) as store:
+        assert_sound(store, {"b": 1})
 
 
 def test_large_batch(store: mmapdict, path: Path) -> None:

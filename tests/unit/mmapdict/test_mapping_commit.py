@@ -57,6 +57,20 @@ def test_each_change_adds_one(store: mmapdict, path: Path) -> None:
         assert _in_file(path) == number
 
 
+def test_exclusive_store_counts_too(path: Path) -> None:
+    with mmapdict(path, exclusive=True) as store:
+        numbers = [store.commit_number]
+        store["a"] = 1
+        numbers.append(store.commit_number)
+        store.update(b=2, c=3)
+        numbers.append(store.commit_number)
+        del store["a"]
+        numbers.append(store.commit_number)
+        assert numbers == sorted(set(numbers))
+    with mmapdict(path) as store:
+        assert store.commit_number >= numbers[-1]
+
+
 def test_what_changes_nothing_leaves_it(store: mmapdict, path: Path) -> None:
     store.update(a=1, b=np.arange(3))
     number = store.commit_number

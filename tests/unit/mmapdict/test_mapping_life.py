@@ -502,6 +502,33 @@ def test_exclusive_store_gives_back_the_blocks_of_what_it_deletes(path: Path) ->
         assert_sound(store, content)
 
 
+def test_exclusive_store_respects_each_view_of_one_value(path: Path) -> None:
+    first, second = np.arange(50_000), np.arange(50_000) * 2
+    with mmapdict(path, exclusive=True) as store:
+        for key in ("x", "y"):
+            store["a"] = {"x": first, "y": second}
+            view = store["a"][key]
+            part = store["a"][key][100:200]
+            del store["a"]
+            gc.collect()
+            store["b"] = np.zeros(50_000)
+            del store["b"]
+            assert (view == {"x": first, "y": second}[key]).all()
+            assert part.any()
+            del view, part
+
+
+def test_exclusive_store_does_not_use_up_descriptors(path: Path) -> None:
+    with mmapdict(path, exclusive=True) as store:
+        before = len(descriptors())
+        for number in range(1100):
+            store[str(number)] = np.full(10_000, number)
+        views = [store[str(number)] for number in range(1100)]
+        assert len(descriptors()) - before < 1000
+        store.clear()
+        assert all((view == number).all() for number, view in enumerate(views))
+
+
 def test_exclusive_open_of_a_file_used_before_punches_nothing_old(path: Path) -> None:
     with mmapdict(path) as other:
         other["a"] = np.full(1 << 18, 1.0)

@@ -333,6 +333,27 @@ def test_file_shortened_by_another_does_not_kill_a_process(
             worker.run("store.close()")
 
 
+@pytest.mark.parametrize("kind", ["vacuum", "clear", "clear of many"])
+def test_another_file_of_that_name_is_not_replaced(store: mmapdict, path: Path, kind: str) -> None:
+    content: dict[str, Any] = {str(i): i for i in range(200 if kind == "clear of many" else 3)}
+    store.update(content)
+    moved = path.rename(path.with_name("moved"))
+    with mmapdict(path) as stranger:
+        stranger["stranger"] = 1
+    del store["0"], content["0"]
+    if kind == "vacuum":
+        store.vacuum()
+    else:
+        store.clear()
+        content.clear()
+    store["after"] = content["after"] = 1
+    with mmapdict(path) as stranger:
+        assert_sound(stranger, {"stranger": 1})
+    assert_content(store, content)
+    with mmapdict(moved) as again:
+        assert_content(again, content)
+
+
 # Automatic --------------------------------------------------------------------------------------
 
 

@@ -17,7 +17,7 @@ from hypothesis.extra import numpy as hnp
 from pmshelve.errors import CorruptionError, UnsupportedTypeError
 from pmshelve.mmapdict import EmptyNDArray
 from pmshelve.mmapdict.opcodes import Buffer, Call, Global, emit
-from pmshelve.mmapdict.picklers.array import CHUNK_SIZE, chunks_of, order_of
+from pmshelve.mmapdict.picklers.array import CHUNK_SIZE, chunks_of
 from pmshelve.mmapdict.picklers.base import Blob
 from pmshelve.mmapdict.picklers.codec import encode
 from pmshelve.mmapdict.picklers.dtypes import dtype_spec, load_dtype
@@ -369,7 +369,7 @@ OTHERS: dict[str, Any] = {
     "subclass": np.arange(3000).view(Tagged),
     "own reduction": np.arange(3).view(Counted),
 }
-if hasattr(np.dtypes, "StringDType"):
+if hasattr(getattr(np, "dtypes", None), "StringDType"):
     OTHERS["strings"] = np.array(["a", "long " * 50], np.dtypes.StringDType())
     _missing = np.dtypes.StringDType(na_object=None, coerce=False)
     OTHERS["missing strings"] = np.array(["a", None], _missing)
@@ -420,7 +420,7 @@ SCALARS: list[Any] = [
         np.str_("a\0"),
         np.bytes_(b"a\0"),
         np.datetime64("2020-01-01T01", "25h"),
-        np.datetime64("NaT"),
+        np.datetime64("NaT", "s"),
     ),
     *(np.timedelta64(3, "ns"), np.void(b"abc"), np.array([(1, 2.0)], "i4,f8")[0]),
     np.rec.array([(1, 2.0)], dtype=[("a", "i4"), ("b", "f8")])[0],
@@ -449,8 +449,11 @@ PUBLIC = {
     *("numpy.ndarray", "numpy.dtype", "numpy.take", "numpy.matrix", "numpy.str_", "numpy.bytes_"),
     *("builtins.complex", "numpy.ma.MaskedArray", "numpy.ma.nomask", "numpy.dtypes.StringDType"),
     *(f"numpy.{np.dtype(code).type.__name__}" for code in "bBhHiIlLqQefdFD"),
-    # Where NumPy says these two are, which depends on its version.
-    *(f"{kind.__module__}.{kind.__qualname__}" for kind in (np.recarray, np.record)),
+    # Where NumPy says these are, which depends on its version.
+    *(
+        f"{kind.__module__}.{kind.__qualname__}"
+        for kind in (np.recarray, np.record, np.ma.MaskedArray)
+    ),
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import io
 import pickle
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -171,6 +172,14 @@ def test_which_takes_what(store: Store) -> None:
     for value in (np.ma.array([None]), np.zeros(3), 5):
         assert not masked.is_picklable(value)
     assert generic.is_picklable(object())
+
+
+def test_without_numpy_nothing_is_an_array(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    array, masked, _ = (kind(store) for kind in BUILTIN)
+    monkeypatch.delitem(sys.modules, "numpy.ma")
+    assert not masked.is_picklable(5)
+    monkeypatch.delitem(sys.modules, "numpy")
+    assert not array.is_picklable(5)
 
 
 def test_an_array_of_zeros_is_allocated(store: Store, path: Path) -> None:

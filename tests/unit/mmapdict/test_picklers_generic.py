@@ -8,6 +8,7 @@ import dataclasses
 import datetime
 import decimal
 import pickle
+import sys
 import threading
 import weakref
 from pathlib import Path
@@ -19,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pmshelve.errors import CorruptionError, PickleRefusedError, UnsupportedTypeError
-from pmshelve.mmapdict.picklers import generic
+from pmshelve.mmapdict.picklers import codec, generic
 from pmshelve.mmapdict.picklers.base import Blob
 from pmshelve.mmapdict.picklers.codec import encode
 from tests.support.codec import (
@@ -122,7 +123,7 @@ def test_raw_of_every_size(path: Path, size: int) -> None:
 
 def test_large_parts_of_raw_are_not_copied() -> None:
     data, text = bytes(1_000_000), "é" * 100_000
-    (head, blob, tail), reduces = encode([data, text, data])
+    (_, blob, _), reduces = encode([data, text, data])
     assert reduces
     assert isinstance(blob, Blob)
     assert (blob.opcode, blob.aligned) == (b"\x8e", False)
@@ -394,6 +395,26 @@ def test_a_call_of_loads_by_somebody_else_is_run(path: Path) -> None:
     assert FakeSource(path, opcodes).get(own=False) is None
     opcodes = b"\x8c\x06pickle\x8c\x05loads\x93C" + bytes([len(raw)]) + raw + b"\x85RK\x05\x86"
     assert FakeSource(path, opcodes).get(own=False) == ([1, 2], 5)
+
+
+@pytest.mark.parametrize("argument", [b"N", b"C\x05abc", b"B\xff\xff\xff\x7f", b"]", b""])
+def test_a_call_of_loads_with_something_else_is_corrupt_or_refused(
+    path: Path, argument: bytes
+) -> None:
+    for head in (generic.PICKLE_HEAD, generic.BUFFERS_HEAD + generic.BUFFERS_END):
+        opcodes = head + argument + b"\x85R"
+        with pytest.raises(PickleRefusedError):
+            FakeSource(path, opcodes, allow_pickle=False).get()
+
+
+def test_modules_that_are_not_loaded_are_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    generic.forget_writers()
+    with monkeypatch.context() as patch:
+        patch.setitem(codec._unseen, "no such module", pytest.fail)
+        patch.delitem(sys.modules, "numpy")
+        body, _ = encode(Point(1))
+        assert load_body(place((body, True))) == Point(1)
+    generic.forget_writers()
 
 
 def test_names_in_a_pickle_of_builtins() -> None:

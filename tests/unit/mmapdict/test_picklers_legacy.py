@@ -300,6 +300,7 @@ _GOOD = legacy_array(_VALUE)
         "one argument": ARRAY_HEAD + b"C\x00\x85R)\x86R",
         "past the end": _GOOD[:_SIZE_AT] + (2**40).to_bytes(8, "little") + _GOOD[_SIZE_AT + 8 :],
         "cut": _GOOD[:-1],
+        "dtype not text": ARRAY_HEAD + b"C\x00N\x86R" + b")\x86R",
         "cut in the shape": _GOOD[:-4],
         "mask of another shape": legacy_masked(_VALUE, np.array([True])),
         "mask of numbers": legacy_masked(_VALUE, _VALUE),
@@ -309,12 +310,14 @@ _GOOD = legacy_array(_VALUE)
 )
 def test_what_does_not_fit_is_corrupt(path: Path, opcodes: tuple[str, bytes]) -> None:
     for allow_pickle in (False, True):
-        with pytest.raises(CorruptionError):
+        with pytest.raises(CorruptionError) as caught:
             FakeSource(path, opcodes[1], allow_pickle=allow_pickle).get(own=False)
+        assert caught.value.path == str(path)
+        assert caught.value.offset >= OFFSET
 
 
 def test_other_opcodes_that_hold_such_an_array_are_not_run_as_one(path: Path) -> None:
-    for opcodes in (b"]" + _GOOD + b"a", ARRAY_HEAD + b"N\x86", _GOOD * 3):
+    for opcodes in (b"]" + _GOOD + b"a", _GOOD + b"0N", ARRAY_HEAD + b"N\x86", _GOOD * 3):
         with pytest.raises((CorruptionError, PickleRefusedError)):
             FakeSource(path, opcodes, allow_pickle=False).get(own=False)
 

@@ -169,9 +169,13 @@ def test_the_masked_constant_stays_one(path: Path) -> None:
 # Files that lie ---------------------------------------------------------------------------------
 
 
+GOOD_DATA = ((3,), "<i8", Buffer(0), 0, None, "C")
+GOOD_MASK = ((3,), "|b1", Buffer(1), 0, None, "C")
+
+
 def forged(
-    data: Any = ((3,), "<i8", Buffer(0), 0, None, "C"),
-    mask: Any = ((3,), "|b1", Buffer(1), 0, None, "C"),
+    data: Any = GOOD_DATA,
+    mask: Any = GOOD_MASK,
     fill: Any = None,
     between: Any = (None, False, True, 0),
     end: Any = (True, False),
