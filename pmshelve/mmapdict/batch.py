@@ -6,7 +6,7 @@ the index until the batch is published.  Only the thread that began the batch se
 
 from __future__ import annotations
 
-import threading
+from threading import get_ident
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +64,7 @@ class Batch:
             except BaseException:
                 store._end_write()
                 raise
-            self.owner = threading.get_ident()
+            self.owner = get_ident()
             store._batch = self
         self._depth += 1
         return store
@@ -114,26 +114,29 @@ class Batch:
 
     def set(self, key: str, encoded: Any) -> None:
         """Stage a value."""
-        stored, prefix = encode_key(key)
-        stage = self._stage
-        if isinstance(encoded, Foreign):
+        if encoded.__class__ is Foreign:
             raise StateError(
                 "a pickler of your own writes to the file by itself, which a batch cannot do",
                 self._store._log.name,
                 key,
                 hint="set this key outside of the batch",
             )
+        stored, prefix = encode_key(key)
         body, reduces = encoded
-        live = self._retire(key)
+        changes, stage, store = self.changes, self._stage, self._store
+        if key in changes or key in store._entries or not store._index.complete:
+            live = self._retire(key)
+            changes.pop(key, None)  # last set, last in the order
+        else:
+            live = False
         offset = stage.position
-        if isinstance(body, bytes):
+        if body.__class__ is bytes:
             stage.add(encode_entry(stored, prefix + body, reduces, offset))
         else:
             stage.add_layout(lay_out(stored, [prefix, *body], reduces, offset))
         if not live:
             self.live_change += 1
-        self.changes.pop(key, None)
-        self.changes[key] = offset  # last set, last in the order
+        changes[key] = offset
 
     def delete(self, key: str) -> None:
         """Stage a tombstone; KeyError where there is nothing to delete."""

@@ -250,7 +250,7 @@ def encode_key(key: str) -> tuple[bytes, bytes]:
     """Return the stored key and the opcodes that begin the value (empty for an ordinary key)."""
     try:
         stored = key.encode()
-        if len(stored) <= 255 and not stored.startswith(RESERVED):
+        if len(stored) <= 255 and (key >= "\x01" or not stored.startswith(RESERVED)):
             return stored, b""
     except UnicodeEncodeError:
         stored = key.encode("utf-8", "surrogatepass")

@@ -206,12 +206,11 @@ class Log:
         self.exclusive = self.ready = False
         self.map = b""
         self.state = self.sound = UNSOUND
-        if self.fd >= 0 and self.file is None:
+        if self.fd >= 0 and not self.forked:
             # Unlocked explicitly: a living view's duplicate of the descriptor would keep the lock.
             self.lock.unpin()
-            disk.system.close(self.fd)
-        elif self.file is not None and not self.forked:
-            self.lock.unpin()
+            if self.file is None:
+                disk.system.close(self.fd)
         self.fd = -1
 
     def after_fork(self) -> None:
@@ -346,11 +345,11 @@ class Log:
         """
         tail = self.tail
         end = tail + len(data)
-        if end > len(self.map):
-            self.remap(end)
         m = self.map
-        shared = not self.exclusive
-        if shared:  # 1
+        if end > len(m):
+            self.remap(end)
+            m = self.map
+        if not self.exclusive:  # 1
             commit = self.commit
             m[18:22] = _pack_commit(commit + 1 if 0 <= commit < COMMIT_MAX else 1)
         try:

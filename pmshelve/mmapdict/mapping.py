@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import threading
 from collections.abc import (
     ItemsView,
     Iterable,
@@ -23,6 +22,7 @@ from collections.abc import (
     MutableMapping,
     ValuesView,
 )
+from threading import get_ident
 from typing import Any, BinaryIO
 
 from ..errors import (
@@ -494,7 +494,7 @@ class mmapdict(MutableMapping[str, Any]):  # noqa: N801 (the name is mmappickle'
             return None
         log = self._log
         batch = self._batch
-        if batch is not None and batch.owner == threading.get_ident() and key in batch.changes:
+        if batch is not None and batch.owner == get_ident() and key in batch.changes:
             staged = batch.changes[key]
             return None if staged is None else self._resolve(staged, key)
         entries = self._entries
@@ -561,21 +561,23 @@ class mmapdict(MutableMapping[str, Any]):  # noqa: N801 (the name is mmappickle'
 
     def _in_batch(self) -> bool:
         """Whether this thread is inside a batch of this store."""
-        return self._batch is not None and self._batch.owner == threading.get_ident()
+        return self._batch is not None and self._batch.owner == get_ident()
 
     def __contains__(self, key: object) -> bool:
         """Whether there is such a key."""
-        entry = self._entries.get(key)  # type: ignore[call-overload]
+        entry = self._entries.get(key, _DEFAULT)  # type: ignore[call-overload]
         if self._batch is None:
             log = self._log
             m = log.map
             if log.exclusive or m[18:116] == log.state:
-                if entry is None:
+                if entry is _DEFAULT:
                     known = self._index
-                    if known.complete or key in self._entries:
+                    if known.complete:
                         return False
                     if key.__class__ is str and known.find(log, key) is None:  # type: ignore[arg-type]
                         return False
+                elif entry is None:
+                    return False
                 elif entry.__class__ is tuple:
                     flag = entry[0]  # type: ignore[index]
                     if flag < len(m) and m[flag] == 0x88:
@@ -686,47 +688,40 @@ class mmapdict(MutableMapping[str, Any]):  # noqa: N801 (the name is mmappickle'
             error.key, error.path = key, log.name
             raise
         batch = self._batch
-        if batch is not None and batch.owner == threading.get_ident():
+        if batch is not None and batch.owner == get_ident():
             batch.set(key, encoded)
             return
         if not log.ready:
             self._prepare_write()
-        try:
-            stored = key.encode()
-        except UnicodeEncodeError:
-            stored = b""
-        prefix = b""
-        if len(stored) > 255 or stored[:1] == b"\0" or not stored:
-            stored, prefix = encode_key(key)
+        stored, prefix = encode_key(key)
+        known, entries = self._index, self._entries
         lock = log.lock
         lock.acquire()
         try:
             if not log.exclusive and log.map[18:116] != log.sound:
                 self._catch_up()
-            entries = self._entries
             entry = entries.get(key)
-            if entry is None and not self._index.complete:
-                entry = self._index.lookup(log, key)
+            if entry is None and not known.complete:
+                entry = known.lookup(log, key)
             old = None if entry is None else self._old(entry)
-            tail = log.tail
-            if encoded.__class__ is tuple and encoded[0].__class__ is bytes:
-                body = encoded[0]
-                log.append(encode_entry(stored, prefix + body, encoded[1], tail), old)
+            place: Place | int
+            place = tail = log.tail
+            if encoded.__class__ is tuple and (body := encoded[0]).__class__ is bytes:
+                if prefix:
+                    body = prefix + body
+                log.append(encode_entry(stored, body, encoded[1], tail), old)
                 if value.__class__ is bytes:
-                    end = tail + 11 + len(stored) + len(prefix) + len(body)
-                    place: Place | int = (log.tail - 2, end - len(value), end, None, tail, False)
-                else:
-                    place = tail
+                    end = tail + 11 + len(stored) + len(body)
+                    place = (log.tail - 2, end - len(value), end, None, tail, False)
             else:
                 self._append_large(stored, prefix, encoded, old)
-                place = tail
             if entry is not None:
                 entries.pop(key, None)  # the order is the file's
+            entries[key] = place
             if log.exclusive:
                 self._give_back(old)
-            entries[key] = place
-            self._index.fresh += 1
-            if self._index.fresh >= self._index.limit:
+            fresh = known.fresh = known.fresh + 1
+            if fresh >= known.limit:
                 self._write_checkpoint(index.MERGE_MAX)
         finally:
             lock.release()
@@ -805,7 +800,7 @@ class mmapdict(MutableMapping[str, Any]):  # noqa: N801 (the name is mmappickle'
         """
         log = self._log
         batch = self._batch
-        if batch is not None and batch.owner == threading.get_ident():
+        if batch is not None and batch.owner == get_ident():
             batch.delete(key)
             return
         if not log.ready:

@@ -60,7 +60,7 @@ class FileLock:
         """
         if not self._enter(False):
             self._wait_for_threads()
-        if self._depth or self._pinned:
+        if self._depth:
             self._depth += 1
             return
         try:
@@ -79,23 +79,20 @@ class FileLock:
 
     def release(self) -> None:
         """Undo one `acquire`."""
-        self._depth -= 1
-        if not self._depth and not self._pinned:
-            self._unlock()
+        depth = self._depth = self._depth - 1
+        if not depth:
+            try:
+                system.flock(self._fd, UNLOCK)
+            except OSError as error:
+                if not _is_unsupported(error):
+                    raise
         self._leave()
-
-    def _unlock(self) -> None:
-        try:
-            system.flock(self._fd, UNLOCK)
-        except OSError as error:
-            if not _is_unsupported(error):
-                raise
 
     def try_shared(self) -> bool:
         """Take the lock shared if that needs no waiting for another process."""
         if not self._enter(False):
             self._wait_for_threads()
-        if not self._depth and not self._pinned:
+        if not self._depth:
             try:
                 system.flock(self._fd, SHARED)
             except OSError:
@@ -139,17 +136,22 @@ class FileLock:
 
     def pin(self) -> None:
         """Keep the file's lock, held now, until `unpin`."""
-        self._pinned = True
+        if not self._pinned:
+            self._pinned = True
+            self._depth += 1
 
     def unpin(self) -> None:
-        """Give back the file's lock at the next release."""
-        self._pinned = False
-        if not self._depth:
-            self._unlock()
+        """Give back the file's lock, if it was pinned, once no call holds it."""
+        self.enter()
+        if self._pinned:
+            self._pinned = False
+            self.release()
+        else:
+            self.leave()
 
     @property
     def held(self) -> bool:
-        """Whether some thread of this process holds the lock for a call (not by `pin`)."""
+        """Whether this process holds the file's lock."""
         return self._depth > 0
 
     def rebind(self, fd: int) -> None:

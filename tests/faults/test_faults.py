@@ -81,7 +81,7 @@ CASES = [
     case("vacuum exclusive", vacuum(), exclusive),
     case("sync", sync()),
     case("commit number", renumber(99)),
-    case("close", close()),
+    case("close exclusive", close(), exclusive),
     case("open", open_(), warm=False),
     case("open exclusive", open_(), exclusive, warm=False),
     case("create", open_(), prepare=None, content=(), warm=False),

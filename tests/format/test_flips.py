@@ -155,7 +155,7 @@ def mend(path: Path, *, checked: bool) -> dict[str, Any] | None:
 def flips(store: Store, factor: int) -> Iterator[tuple[int, int]]:
     """Yield the offsets and bits to flip: not in the middle of large data, which is all alike."""
     for offset in range(len(store.data)):
-        large = any(entry.offset + 1000 < offset < entry.end - 300 for entry in store.entries)
+        large = any(entry.offset + 300 < offset < entry.end - 60 for entry in store.entries)
         if not large:
             for bit in range(8) if factor > 1 else (offset * 5 % 8,):
                 yield offset, bit

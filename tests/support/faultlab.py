@@ -194,7 +194,7 @@ class Case:
         after = self.step.effect(self.content)
         either = [self.content, after]
         if outcome in ("failed", "signal"):
-            if outcome == "failed":
+            if outcome == "failed" or holder.store is None:
                 holder.close()
                 holder.open()
             self._is(holder, either)

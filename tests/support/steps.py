@@ -41,9 +41,9 @@ class Holder:
 
     def close(self) -> None:
         """Close the store."""
-        if self.store is not None:
-            self.store.close()
-            self.store = None
+        store, self.store = self.store, None
+        if store is not None:
+            store.close()
 
 
 def put(key: str, value: Any, *, spoils: bool = False, durable: bool = False) -> Step:
