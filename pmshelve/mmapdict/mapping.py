@@ -1,17 +1,12 @@
 """The class `mmapdict`: a dict in one append-only file that is a valid pickle.
 
-Reads look at the file's state (one slice of the shared map), at the index, and at the entry's flag;
-they take no lock and make no system call while nobody else writes.  A value is decoded first and
-believed afterwards, if the state and its flag are still what they were.  Whatever is out of the
-ordinary goes the slow way: `_refresh`, which takes in what others wrote, under a lock if it must.
-
-Lock order: the in-process lock, then the file's (both in `Log.lock`).
+The dict methods over `session.Session`.  `__getitem__`, `__contains__`, `__setitem__` and
+`__delitem__` are written out for speed: each is the common case in a straight line, and hands
+everything else to the session.
 """
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import os
 from collections.abc import (
     ItemsView,
@@ -25,45 +20,24 @@ from collections.abc import (
 from threading import get_ident
 from typing import Any, BinaryIO
 
-from ..errors import (
-    CorruptionError,
-    FormatError,
-    ObjectError,
-    PmshelveError,
-    StorageError,
-    WrongDoorError,
-)
-from ..storage import file as disk
+from ..errors import ObjectError
 from ..storage.lock import EXCLUSIVE, SHARED
 from . import frame, index, vacuum
 from .batch import Batch
-from .frame import DEAD, FACES, FACE_OFFSET, LIVE, MARK_EXCLUSIVE, MARK_REPLACED, MARKS_OFFSET
-from .frame import encode_entry, encode_key, lay_out
-from .index import Index, NeedsLock, Old, Place
-from .logfile import CLEAN, UNSOUND, Log, open_descriptor
-from .opening import current_boot, open_log, prepare
-from .picklers.base import Foreign
-from .picklers.builtin import Codec
-from .scan import Irregular, Scan, place_of_bytes, read_entry
+from .check import Problem, check
+from .frame import encode_entry, encode_key
+from .fsck import fsck
+from .index import Place
+from .session import ABSENT, DEFAULT, DOUBTFUL, Session, drop_read_buffer
 from .stats import Stats, collect
-from .views import PUNCH_SIZE_MIN, Views
 
 __all__ = ["mmapdict"]
 
-logger = logging.getLogger("pmshelve.mmapdict")
-
-AUTOVACUUM_MIN = 1 << 20
-"""Dead bytes below which an automatic vacuum is not worth it."""
 CLEAR_ONE_BY_ONE_MAX = 64
 """Entries up to which clearing flips flags; beyond, the file is replaced by an empty one."""
-_LOCK_FREE_TRIES = 4
-
-_DEFAULT: Any = object()
-_ABSENT: Any = object()
-_DOUBTFUL: Any = object()
 
 
-class mmapdict(MutableMapping[str, Any]):  # noqa: N801 (the name is mmappickle's)
+class mmapdict(Session, MutableMapping[str, Any]):  # noqa: N801 (the name is mmappickle's)
     """A persistent dict in one file that is, at every commit, a valid pickle.
 
     Parameters
@@ -123,7 +97,7 @@ class mmapdict(MutableMapping[str, Any]):  # noqa: N801 (the name is mmappickle'
         *,
         timeout: float | None = 60.0,
         sync: bool = False,
-        mmap_mode: str | None = _DEFAULT,
+        mmap_mode: str | None = DEFAULT,
         exclusive: bool = False,
         allow_pickle: bool = True,
         face: str | None = None,
@@ -131,244 +105,20 @@ class mmapdict(MutableMapping[str, Any]):  # noqa: N801 (the name is mmappickle'
         mode: int = 0o666,
         convert: bool = True,
     ) -> None:
-        if face not in (None, "native", "bytes"):
-            raise ValueError(f"face must be None, 'native' or 'bytes', not {face!r}")
-        if mmap_mode is not _DEFAULT and mmap_mode not in ("r+", "r", "c", None):
-            raise ValueError(f"mmap_mode must be 'r+', 'r', 'c' or None, not {mmap_mode!r}")
-        if timeout is not None and not timeout >= 0:
-            raise ValueError(f"timeout must be None or seconds from 0 on, not {timeout!r}")
-        self._batch: Batch | None = None
-        self._log = Log.__new__(Log)
-        self._log.closed = True  # for __del__, should opening fail
-        log = open_log(file, readonly, timeout=timeout, sync=sync, mode=mode)
-        self._log = log
-        if mmap_mode is _DEFAULT:
-            mmap_mode = "r+" if log.writable else "r"
-        elif mmap_mode == "r+" and not log.writable:
-            mmap_mode = "r"
-        self._index = Index()
-        self._entries = self._index.entries
-        self._views = Views(log, mmap_mode, allow_pickle=allow_pickle)
-        self._autovacuum = autovacuum
-        self._codec = Codec(self, picklers)
-        self._picklers = self._codec.picklers
-        self._encode = self._codec.encode
-        self._options: dict[str, Any] = {"convert": convert, "mode": mode, "face": face}
-        try:
-            self._open(face, exclusive=exclusive and log.writable)
-        except BaseException:
-            log.close()
-            raise
-
-    def _open(self, face: str | None, *, exclusive: bool) -> None:
-        log = self._log
-        if log.file is not None and log.writable:
-            _flush(log.file)
-        log.lock.acquire(EXCLUSIVE if log.writable else SHARED)
-        try:
-            convert = self._options["convert"] and log.writable and self._views.allow_pickle
-            while self._is_replaced(sure=True):
-                self._follow()
-            vacuum.finish_move(log)
-            content = prepare(log, face=FACES.index(face or "native"), convert=convert)
-            if content is not None:
-                vacuum.convert(self, content)
-            self._load()
-            self._settle_face(face)
-            if exclusive:
-                self._seize()
-        finally:
-            log.lock.release()
-
-    def _load(self) -> None:
-        """Read the file anew; the lock is held (exclusively, if the store is writable)."""
-        log = self._log
-        try:
-            while self._is_replaced():
-                self._follow()
-            log.damage = None
-            self._index.load(log, locked=log.writable)
-        except CorruptionError as error:
-            # The store opens all the same, so that fsck() can be called on it.
-            log.damage = error
-            log.state = log.sound = UNSOUND
-
-    def _settle_face(self, face: str | None) -> None:
-        log = self._log
-        block = log.superblock
-        if face is None or block is None or (block.face and block.face_name == face):
-            return
-        if log.live_count == 0 and log.writable:
-            log.set_byte(FACE_OFFSET, FACES.index(face))
-        elif block.face and log.live_count != 0:
-            native = block.face_name == "native"
-            door = "pmshelve.open() or mmapdict()" if native else "dbm or shelve.open()"
-            raise WrongDoorError(
-                f"the file holds {block.face_name} values", log.name, hint=f"use {door}"
-            )
-
-    def _seize(self) -> None:
-        """Keep the lock, and say so in the file."""
-        log = self._log
-        if log.superblock is None:
-            vacuum.vacuum(self, force=True)
-        log.check_usable()
-        log.lock.pin()
-        if log.superblock is not None and log.superblock.boot == CLEAN:
-            self._mark_boot()
-        log.set_byte(MARKS_OFFSET, MARK_EXCLUSIVE)
-        log.exclusive = True
-        log.exclusive_from = log.tail
-
-    def _release(self) -> None:
-        log = self._log
-        log.exclusive = False
-        if not log.failed and log.damage is None:
-            log.begin()
-            log.settle()
-            log.set_byte(MARKS_OFFSET, 0)
-
-    # Knowing the state ------------------------------------------------------------------------
-
-    def _mark_boot(self) -> None:
-        """Say that the file is being written, on the disk before anything else is."""
-        self._log.set_boot(current_boot())
-        self._log.datasync()
-
-    def _is_replaced(self, *, sure: bool = False) -> bool:
-        """Whether another file has taken this one's name.
-
-        A superblock has a mark for that; without one (or to be `sure`) the path is looked at.
-        """
-        log = self._log
-        if not (log.map or sure):
-            return False
-        block = log.look() if log.map else None
-        if block is not None and not sure:
-            return bool(block.marks & MARK_REPLACED)
-        return log.path is not None and disk.is_named(log.fd, log.path) is False
-
-    def _follow(self) -> None:
-        """Go over to the file that took this one's name; the lock goes along."""
-        log = self._log
-        assert log.path is not None
-        fd = open_descriptor(log.path, readonly=not log.writable, mode=0o666, create=False)
-        try:
-            if os.path.sameopenfile(fd, log.fd):
-                disk.system.close(fd)
-                # The mark is left from a vacuum that died before it renamed.
-                if log.writable and log.look() is not None:
-                    log.set_byte(MARKS_OFFSET, 0)
-                    log.poke(frame.KEY_OPCODE_OFFSET, b"\x8c")
-                return
-            log.lock.move(fd, EXCLUSIVE if log.writable else SHARED)
-        except BaseException:
-            disk.system.close(fd)
-            raise
-        log.attach(fd)
-        log.remap()
-
-    def _reopen(self) -> None:
-        """Open the file again by its name: in a forked child."""
-        log = self._log
-        assert log.path is not None
-        fd = open_descriptor(log.path, readonly=not log.writable, mode=0o666, create=False)
-        log.attach(fd)
-        log.lock.rebind(fd)
-        self._batch = None
-        self._views.forget()
-        log.lock.acquire(EXCLUSIVE if log.writable else SHARED)
-        try:
-            log.remap()
-            self._load()
-        finally:
-            log.lock.release()
-
-    def _refresh(self) -> None:
-        """Make the state known: without a lock if that goes."""
-        log = self._log
-        if log.exclusive or (log.map and log.map[18:116] == log.state):
-            return
-        log.lock.enter()
-        try:
-            log.check_usable()
-            if log.fd < 0:
-                self._reopen()
-            if log.exclusive or self._batch is not None or log.map[18:116] == log.state:
-                return
-            try:
-                self._index.refresh(log, locked=False)
-            except NeedsLock:
-                if log.forked:
-                    log.check_writable()
-                log.lock.acquire(EXCLUSIVE if log.writable else SHARED)
-                try:
-                    self._catch_up()
-                finally:
-                    log.lock.release()
-        finally:
-            log.lock.leave()
-
-    def _catch_up(self) -> None:
-        """Make the state known; the lock is held (exclusively, if the store is writable)."""
-        log = self._log
-        log.check_usable()
-        if log.file is not None and log.writable:
-            _flush(log.file)
-        if log.fd < 0:
-            self._reopen()
-        while self._is_replaced():
-            self._follow()
-            self._load()
-            log.check_usable()
-            if log.superblock is None:
-                break
-        known = log.sound if log.writable else log.state
-        if log.map[18:116] == known:
-            return
-        try:
-            self._index.refresh(log, locked=True, exclusive=log.writable)
-        except CorruptionError as error:
-            log.damage = error
-            raise
-        if log.writable:
-            if log.live_count is None or log.dead_size is None:
-                self._recount()
-            if log.superblock is not None and log.superblock.boot == CLEAN:
-                self._mark_boot()
-            log.sound = log.state
-
-    def _recount(self) -> None:
-        log = self._log
-        self._index.sweep(log)
-        log.live_count, log.dead_size = self._index.count(log)
-
-    def _prepare_write(self) -> None:
-        """Do what a write needs besides the lock and the state."""
-        log = self._log
-        log.check_writable()
-        if log.fd < 0:
-            self._refresh()
-
-    def _begin_write(self) -> None:
-        """Take the lock and know the state."""
-        log = self._log
-        if not log.ready:
-            self._prepare_write()
-        log.lock.acquire()
-        try:
-            batch = self._batch
-            if batch is None and not (log.exclusive or log.map[18:116] == log.sound):
-                self._catch_up()
-        except BaseException:
-            log.lock.release()
-            raise
-
-    def _end_write(self) -> None:
-        log = self._log
-        log.lock.release()
-        if log.file is not None:
-            _drop_read_buffer(log.file)
+        super().__init__(
+            file,
+            readonly,
+            picklers,
+            timeout=timeout,
+            sync=sync,
+            mmap_mode=mmap_mode,
+            exclusive=exclusive,
+            allow_pickle=allow_pickle,
+            face=face,
+            autovacuum=autovacuum,
+            mode=mode,
+            convert=convert,
+        )
 
     # Reading ----------------------------------------------------------------------------------
 
@@ -399,178 +149,27 @@ class mmapdict(MutableMapping[str, Any]):  # noqa: N801 (the name is mmappickle'
                 except Exception:  # noqa: S110 (done again below, where it is known to be real)
                     pass
         value = self._get(key)
-        if value is _ABSENT:
+        if value is ABSENT:
             raise KeyError(key)
         return value
 
-    def _get(self, key: str) -> Any:
-        """Return the value of `key`, knowing nothing; _ABSENT where there is none."""
-        log = self._log
-        try:
-            for _ in range(_LOCK_FREE_TRIES):
-                self._refresh()
-                place = self._find(key)
-                if place is None:
-                    return _ABSENT
-                if place is _DOUBTFUL:
-                    break
-                try:
-                    value = self._decode(place)
-                except Exception as error:
-                    if self._holds():
-                        self._blame(place, error)
-                        raise
-                    continue
-                if self._holds():
-                    return value
-            # A dead flag, or a busy writer: look again while nobody writes.
-            with self._held():
-                place = self._find(key, sure=True)
-                return _ABSENT if place is None else self._decode(place)
-        except (ObjectError, FormatError) as error:
-            if error.key is None:
-                error.key = key
-            if error.path is None:
-                error.path = log.name
-            raise
 
-    def _blame(self, place: Place, error: Exception) -> None:
-        """Raise CorruptionError where a value does not load because its bytes are damaged."""
-        log = self._log
-        try:
-            entry = read_entry(log.read, place[4], log.tail)
-            if entry.own:
-                Scan(log.read, entry.offset, log.tail).verify(entry)
-        except Irregular as damage:
-            raise CorruptionError(
-                damage.problem,
-                log.name,
-                hint="fsck() tells what else is damaged",
-                offset=damage.position,
-                invariant=damage.invariant,
-            ) from error
 
-    def _decode(self, place: Place) -> Any:
-        _flag, start, stop, decoder, _offset, _reduces = place
-        if decoder is None:
-            return self._log.read(start, stop)
-        return decoder(self._views, start, stop)
 
-    def _holds(self) -> bool:
-        """Whether what was read just now is true: nothing changed meanwhile."""
-        log = self._log
-        if self._in_batch():
-            return True
-        return log.exclusive or bool(log.map and log.map[18:116] == log.state)
 
-    @contextlib.contextmanager
-    def _held(self) -> Iterator[None]:
-        """Keep writers out, the state known."""
-        log = self._log
-        log.check_usable()
-        if log.fd < 0:
-            self._refresh()
-        if log.forked:
-            yield
-            return
-        log.lock.acquire(EXCLUSIVE if log.writable else SHARED)
-        try:
-            if not (log.exclusive or self._batch is not None):
-                self._catch_up()
-            yield
-        finally:
-            log.lock.release()
 
-    def _find(self, key: str, *, sure: bool = False) -> Any:
-        """Return the `Place` of the live value of `key`, None, or _DOUBTFUL for a dead flag.
 
-        Parameters
-        ----------
-        sure
-            Writers are kept out, so that a dead flag is an answer: None.
-        """
-        if key.__class__ is not str and not isinstance(key, str):
-            hash(key)
-            return None
-        log = self._log
-        batch = self._batch
-        if batch is not None and batch.owner == get_ident() and key in batch.changes:
-            staged = batch.changes[key]
-            return None if staged is None else self._resolve(staged, key)
-        entries = self._entries
-        entry = entries.get(key, _DEFAULT)
-        known = entry is not _DEFAULT
-        if not known:
-            entry = None if self._index.complete else self._index.find(log, key)
-        if entry is None:
-            return None
-        place: Place = entry if entry.__class__ is tuple else self._resolve(entry, key)
-        flag = place[0]
-        m = log.map
-        state = m[flag] if flag < len(m) else log.byte(flag)
-        # REPLACED and yet the newest: its successor was lost, and this store may not mend it. What
-        # a checkpoint knows proves nothing of the kind: it leaves out what was dead by then.
-        if state != LIVE and (state == DEAD or not known or log.writable):
-            if not sure:
-                return _DOUBTFUL
-            if log.lock.held:
-                entries.pop(key, None)
-                if not self._index.complete:
-                    entries[key] = None
-            return None
-        if not known:
-            entries.setdefault(key, place)  # a writer's newer one stays
-        elif entry is not place:
-            self._remember(key, entry, place)
-        return place
 
-    def _remember(self, key: str, entry: int, place: Place) -> None:
-        """Keep a place that was found, unless the key has moved on meanwhile."""
-        lock = self._log.lock
-        if lock.try_enter():
-            try:
-                if self._entries.get(key) == entry:
-                    self._entries[key] = place
-            finally:
-                lock.leave()
 
-    def _resolve(self, offset: int, key: str) -> Place:
-        """Return the place of the entry at `offset`, its value's opcodes looked at."""
-        log = self._log
-        stage = log.staging
-        if offset < log.tail:
-            limit = log.tail
-            place = place_of_bytes(log.map, offset, limit)
-            if place is not None and self._codec.plain:
-                return place
-        else:
-            limit = log.tail if stage is None else stage.position
-        try:
-            entry = read_entry(log.read, offset, limit)
-        except Irregular as error:
-            raise CorruptionError(
-                error.problem, log.name, key, "run fsck()", offset=offset, invariant="L2"
-            ) from None
-        value, own = entry.value, entry.own
-        stop = entry.end - (frame.TRAILER_SIZE if own else 8)
-        start, end, decoder = self._codec.resolve(self._views, value, stop, own=own)
-        reduces = own and decoder is not None and frame.reduces_at(
-            log.read(value, min(value + 32, stop))
-        )
-        return entry.end - 2, start, end, decoder, offset, reduces
-
-    def _in_batch(self) -> bool:
-        """Whether this thread is inside a batch of this store."""
-        return self._batch is not None and self._batch.owner == get_ident()
 
     def __contains__(self, key: object) -> bool:
         """Whether there is such a key."""
-        entry = self._entries.get(key, _DEFAULT)  # type: ignore[call-overload]
+        entry = self._entries.get(key, DEFAULT)  # type: ignore[call-overload]
         if self._batch is None:
             log = self._log
             m = log.map
             if log.exclusive or m[18:116] == log.state:
-                if entry is _DEFAULT:
+                if entry is DEFAULT:
                     known = self._index
                     if known.complete:
                         return False
@@ -587,7 +186,7 @@ class mmapdict(MutableMapping[str, Any]):  # noqa: N801 (the name is mmappickle'
     def _contains(self, key: Any) -> bool:
         self._refresh()
         place = self._find(key)
-        if place is _DOUBTFUL:
+        if place is DOUBTFUL:
             with self._held():
                 place = self._find(key, sure=True)
         return place is not None
@@ -617,20 +216,6 @@ class mmapdict(MutableMapping[str, Any]):  # noqa: N801 (the name is mmappickle'
             assert log.live_count is not None
             return log.live_count
 
-    def _keys(self) -> list[str]:
-        """Return the keys, in file order."""
-        log, known = self._log, self._index
-        self._refresh()
-        if self._in_batch() and self._batch is not None:
-            known.sweep(log)
-            changes = self._batch.changes
-            kept = [key for key in known.keys(log) if key not in changes]
-            return kept + [key for key, entry in changes.items() if entry is not None]
-        if known.unswept and known.complete and known.gone(log):
-            # A dead flag may be half of a change: only with writers kept out it is an answer.
-            with self._held():
-                known.sweep(log)
-        return list(known.keys(log))
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the keys there are now, in file order: the key set last comes last."""
@@ -658,7 +243,7 @@ class mmapdict(MutableMapping[str, Any]):  # noqa: N801 (the name is mmappickle'
             return self[key]
         except KeyError:
             value = self._get(key)  # the value's own KeyError is not ours to swallow
-            return default if value is _ABSENT else value
+            return default if value is ABSENT else value
 
     # Writing ----------------------------------------------------------------------------------
 
@@ -726,69 +311,14 @@ class mmapdict(MutableMapping[str, Any]):  # noqa: N801 (the name is mmappickle'
         finally:
             lock.release()
             if log.file is not None:
-                _drop_read_buffer(log.file)
+                drop_read_buffer(log.file)
         if self._autovacuum:
             self._vacuum_if_due()
 
-    def _old(self, entry: Place | int) -> Old | None:
-        """Return what retiring `entry` needs; None where others deleted it already."""
-        log = self._log
-        if entry.__class__ is tuple:
-            flag = entry[0]  # type: ignore[index]
-            old = (flag, entry[5], flag + 2 - entry[4])  # type: ignore[index]
-        else:
-            old = self._index.extent(log, entry)  # type: ignore[arg-type]
-            flag = old[0]
-        m = log.map
-        alive = m[flag] if flag < len(m) else log.byte(flag)
-        return old if alive == LIVE else None
 
-    def _append_large(self, stored: bytes, prefix: bytes, encoded: Any, old: Old | None) -> None:
-        log = self._log
-        if isinstance(encoded, Foreign):
-            pickler, value = encoded
-            if prefix:
-                raise ValueError(
-                    "a pickler of your own cannot store a key of over 255 bytes or with surrogates"
-                )
-            memo = self._index.memo(log)
-            log.append_foreign(
-                stored, lambda offset: pickler.write(value, offset, memo), old
-            )
-            return
-        body, reduces = encoded
-        pieces = [prefix, *body] if prefix else body
-        log.append_layout(lay_out(stored, pieces, reduces, log.tail), old)
 
-    def _give_back(self, old: Old | None) -> None:
-        """Give the disk blocks of a dead entry back, if it is large and nobody older sees it."""
-        if self._views.ended:
-            self._views.settle()
-        if old is None:
-            return
-        flag, _reduces, size = old
-        log = self._log
-        offset = flag + 2 - size
-        if size < PUNCH_SIZE_MIN or offset < log.exclusive_from:
-            return
-        entry = read_entry(log.read, offset, log.tail)
-        stop = entry.end - frame.TRAILER_SIZE
-        self._views.doom(entry.value, stop, list(frame.walk(log.read, entry.value, stop)))
 
-    def _write_checkpoint(self, limit: int | None) -> None:
-        try:
-            self._index.write_checkpoint(self._log, limit=limit)
-        except StorageError as error:
-            # What it is for is speed alone: the change that brought us here is done.
-            self._index.fresh = 0
-            logger.warning("%s: no index checkpoint written: %s", self._log.name, str(error))
 
-    def _vacuum_if_due(self) -> None:
-        log = self._log
-        dead = log.dead_size
-        if dead is not None and dead > AUTOVACUUM_MIN and dead > log.tail >> 1:
-            if self._batch is None:
-                self.vacuum()
 
     def __delitem__(self, key: str) -> None:
         """Delete `key`, atomically.
@@ -827,17 +357,17 @@ class mmapdict(MutableMapping[str, Any]):  # noqa: N801 (the name is mmappickle'
         finally:
             lock.release()
             if log.file is not None:
-                _drop_read_buffer(log.file)
+                drop_read_buffer(log.file)
         if self._autovacuum:
             self._vacuum_if_due()
 
-    def pop(self, key: str, default: Any = _DEFAULT) -> Any:
+    def pop(self, key: str, default: Any = DEFAULT) -> Any:
         """Delete `key` and return its value, or `default`; atomic among all writers."""
         self._begin_write()
         try:
             value = self._get(key)
-            if value is _ABSENT:
-                if default is _DEFAULT:
+            if value is ABSENT:
+                if default is DEFAULT:
                     raise KeyError(key)
                 return default
             del self[key]
@@ -860,7 +390,7 @@ class mmapdict(MutableMapping[str, Any]):  # noqa: N801 (the name is mmappickle'
         """Return the value of `key`, which is set to `default` first if it does not exist."""
         self._begin_write()
         try:
-            if self._get(key) is _ABSENT:
+            if self._get(key) is ABSENT:
                 self[key] = default
             return self[key]
         finally:
@@ -903,23 +433,6 @@ class mmapdict(MutableMapping[str, Any]):  # noqa: N801 (the name is mmappickle'
         """
         return self._batch if self._in_batch() and self._batch is not None else Batch(self)
 
-    def _merge(self, batch: Batch) -> None:
-        """Take in a batch that was published."""
-        entries, complete = self._entries, self._index.complete
-        for key, offset in batch.changes.items():
-            entries.pop(key, None)
-            if offset is not None or not complete:
-                entries[key] = offset
-        if self._log.exclusive:
-            for old in batch.olds:
-                self._give_back(old)
-        known = self._index
-        known.fresh += len(batch.changes)
-        self._batch = None
-        if known.fresh >= known.limit:
-            self._write_checkpoint(index.MERGE_MAX)
-        if self._autovacuum:
-            self._vacuum_if_due()
 
     # The store as a whole ---------------------------------------------------------------------
 
@@ -1028,14 +541,10 @@ class mmapdict(MutableMapping[str, Any]):  # noqa: N801 (the name is mmappickle'
         log = self._log
         if log.closed or log.failed:
             log.check_usable()
-        from .fsck import fsck
-
         return fsck(self)
 
     def check(self) -> list[Problem]:
         """Return every broken invariant of the file (see docs/format-mmapdict.md); [] if sound."""
-        from .check import check
-
         log = self._log
         if log.damage is None:
             self._refresh()
@@ -1054,47 +563,6 @@ class mmapdict(MutableMapping[str, Any]):  # noqa: N801 (the name is mmappickle'
                 self._recount()
             return collect(self._log, self._index)
 
-    def close(self) -> None:
-        """Let go of the file; a second call does nothing.  Views of values stay valid."""
-        log = self._log
-        if log.closed:
-            return
-        if self._in_batch() and self._batch is not None:
-            self._batch.abandon()
-        try:
-            if log.writable and not log.failed and not log.forked and log.fd >= 0:
-                self._finish()
-        finally:
-            self._index.forget()
-            self._views.forget()
-            log.close()
-
-    def _finish(self) -> None:
-        """Leave the file quick to open: write what is known about it."""
-        log = self._log
-        due = self._index.fresh >= index.CHECKPOINT_CLOSE_MIN and log.damage is None
-        if not due and not log.exclusive:
-            return
-        try:
-            log.lock.acquire()
-        except StorageError:
-            return
-        try:
-            if not log.exclusive:
-                self._catch_up()
-            if due and log.superblock is not None:
-                self._index.write_checkpoint(log)
-                log.datasync()
-                log.set_synced_end()
-            if log.exclusive:
-                self._release()
-            if due and log.superblock is not None:
-                log.set_boot(CLEAN)
-        except PmshelveError as error:
-            logger.warning("%s: no index checkpoint written: %s", log.name, str(error))
-        finally:
-            log.lock.release()
-
     def __enter__(self) -> mmapdict:
         """Return the store."""
         return self
@@ -1103,9 +571,6 @@ class mmapdict(MutableMapping[str, Any]):  # noqa: N801 (the name is mmappickle'
         """Close the store."""
         self.close()
 
-    def __del__(self) -> None:
-        with contextlib.suppress(Exception):
-            self.close()
 
     def __repr__(self) -> str:
         state = "closed " if self._log.closed else ""
@@ -1131,13 +596,6 @@ class mmapdict(MutableMapping[str, Any]):  # noqa: N801 (the name is mmappickle'
         picklers = [type(pickler) for pickler in self._picklers]
         return _unpickle, (type(self), path, not log.writable, picklers, options)
 
-    @property
-    def _file(self) -> BinaryIO:
-        """A binary file object of the store's file, as picklers of mmappickle use it."""
-        if self._log.file is not None:
-            return self._log.file
-        kind = "r+b" if self._log.writable else "rb"
-        return open(self._log.fd, kind, buffering=0, closefd=False)  # type: ignore[return-value]
 
 
 def _unpickle(
@@ -1153,28 +611,13 @@ def _as_key(key: object) -> str:
     raise TypeError(f"keys are str, not {type(key).__name__}: {key!r}")
 
 
-def _flush(file: BinaryIO) -> None:
-    """Hand what a file object has buffered to the system."""
-    flush = getattr(file, "flush", None)
-    if flush is not None:
-        flush()
-
-
-def _drop_read_buffer(file: BinaryIO) -> None:
-    """Make a file object read anew what it has buffered; its position stays."""
-    with contextlib.suppress(OSError, ValueError):
-        position = file.tell()
-        file.seek(0, os.SEEK_END)  # the one whence for which buffers are always dropped
-        file.seek(position)
-
-
 class _Items(ItemsView[str, Any]):
     _mapping: mmapdict
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
         for key in self._mapping:
             value = self._mapping._get(key)
-            if value is not _ABSENT:
+            if value is not ABSENT:
                 yield key, value
 
 

@@ -132,8 +132,8 @@ def sample() -> Image:
     header_end = image.end
     image.add("first", b"K\x01")
     image.add("second", b"K\x02")
-    rest = Image()
-    rest.data = image.data[:start]
-    rest.add_batch(2, image.end - header_end)
-    image.data[start:header_end] = rest.data[start:]
+    header = Image()
+    header.data = image.data[:start]
+    header.add_batch(2, image.end - header_end)
+    image.data[start:header_end] = header.data[start:]
     return image

@@ -231,16 +231,14 @@ def _batch(count: int, extra: int = 0, members: int = 2) -> tuple[Image, int]:
     image = Image()
     image.add("before")
     start = image.end
-    for size in (0, None):
-        del image.data[start:]
-        image.live_count, image.dead_size = 1, 0
-        if size is None:
-            size = end - header_end + extra
-        image.add_batch(count, size)
-        header_end = image.end
-        for member in range(members):
-            image.add(f"member {member}")
-        end = image.end
+    image.add_batch(count, 0)
+    header_end = image.end
+    for member in range(members):
+        image.add(f"member {member}")
+    header = Image()
+    header.data = image.data[:start]
+    header.add_batch(count, image.end - header_end + extra)
+    image.data[start:header_end] = header.data[start:]
     return image, start
 
 

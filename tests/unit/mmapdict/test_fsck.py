@@ -84,7 +84,7 @@ def test_a_damaged_value_is_lost_and_no_other(path: Path) -> None:
     whole = repair(path, image.finish())
     for key in ("int", "text", "object", "k" * 300, "first", "foreign"):
         data = bytearray(image.finish())
-        start, stop = image.places[key]
+        _, stop = image.places[key]
         value = stop - 17 if key != "foreign" else stop - 9
         data[value] ^= 0x55
         expected = {name: value for name, value in whole.items() if name != key}
@@ -145,7 +145,7 @@ def test_an_array_damaged_beside_others(path: Path) -> None:
         for index in range(5):
             store[f"a{index}"] = np.arange(2000) + index
     data = bytearray(path.read_bytes())
-    where = [entry for entry in entries(bytes(data)) if entry.key == "a2"][0]
+    where = next(entry for entry in entries(bytes(data)) if entry.key == "a2")
     data[where.offset : where.offset + 200] = bytes(200)
     content = repair(path, data)
     assert set(content) == {"a0", "a1", "a3", "a4"}
@@ -195,7 +195,7 @@ def test_a_gap_too_small_for_an_entry_takes_what_only_looked_like_one(path: Path
     image = Image()
     image.add("outer", b"B\x22\0\0\0" + bytes(2) + inner.data[24:].ljust(32, b"\0"))
     image.add("after")
-    start, stop = image.places["outer"]
+    start, _ = image.places["outer"]
     data = bytearray(image.finish())
     # Nothing but rubbish up to shortly before what looks like an entry.
     at = data.index(inner.data[24:40])
@@ -248,7 +248,7 @@ def test_another_process_follows(path: Path) -> None:
     path.write_bytes(image.finish())
     with mmapdict(path) as store, mmapdict(path) as other:
         assert other["text"] == "abc"
-        start, stop = image.places["text"]
+        _, stop = image.places["text"]
         with open(path, "r+b") as file:
             file.seek(stop - 16)
             file.write(b"X")
