@@ -59,7 +59,8 @@ class Engine:
         try:
             self.prepare()
         except (ImportError, OSError, AttributeError) as error:
-            return f"{type(error).__name__}: {error}"
+            # Some messages end in the path of a file, which is nobody's business.
+            return f"{type(error).__name__}: {str(error).partition(' (')[0]}"
         return None
 
     def prepare(self) -> None:

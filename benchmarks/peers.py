@@ -143,7 +143,7 @@ class MmapPickle(Engine):
     modules = ("mmappickle",)
     text_keys = True
     limits: ClassVar[Mapping[str, int]] = dict.fromkeys(
-        ("put", "random", "get", "missing", "delete", "processes"), 500
+        ("put", "random", "get", "missing", "delete", "vacuum", "processes"), 500
     )
     repeats_max: ClassVar[Mapping[str, int]] = {"growth": 2, "processes": 3}
 

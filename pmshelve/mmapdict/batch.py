@@ -91,8 +91,13 @@ class Batch:
             else:
                 log.publish_batch(self.olds, self.live_change)
                 store._merge(self)
+        except (KeyboardInterrupt, SystemExit, MemoryError):
+            log.staging = store._batch = None
+            store._distrust()
+            raise
         finally:
             store._batch = None
+            self._stage.on_fork = None  # a cycle, otherwise
             store._end_write()
         if self._doomed and kind is None:
             raise StateError(

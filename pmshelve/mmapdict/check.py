@@ -32,6 +32,7 @@ __all__ = ["Problem", "check", "check_bytes"]
 _SECTOR_SIZE: Final = 512
 _BATCH_VALUE: Final = b"C\x10"
 _BLOB_SIZE_MIN: Final = 9
+_COUNTS_OFFSET: Final = 80  # their stamp before them
 
 
 @dataclass(frozen=True)
@@ -277,7 +278,7 @@ class _Counts(_Auditor):
         ):
             if told not in (found, frame.UNKNOWN):
                 problem = f"the superblock tells of {told} {name}, and there are {found}"
-                yield Problem("L6", frame.COUNTS_OFFSET, None, problem)
+                yield Problem("L6", _COUNTS_OFFSET, None, problem)
 
 
 class _Slots(_Auditor):

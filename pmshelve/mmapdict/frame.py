@@ -351,6 +351,9 @@ def lay_out(
     for part in parts:
         if isinstance(part, bytes):
             crc = crc32(part, crc)
+        elif is_covered(part.opcode, reduces):
+            for chunk in part.chunks() if part.chunks is not None else ():
+                crc = crc32(chunk, crc)
     parts.append(_TRAILER.pack(0x4A, crc, _TAIL_LIVE if live else _TAIL_DEAD))
     return Layout(size, parts, blobs)
 
@@ -430,24 +433,41 @@ def opcode_at(read: Read, position: int) -> tuple[bytes, int]:
     return head[:1], 1
 
 
-def entry_crc(read: Read, offset: int, end: int, value_start: int) -> tuple[int, int]:
-    """Return the CRC-32 of an entry as it stands, and as if its byte at end-15 were REDUCE."""
+def is_covered(opcode: bytes, reduces: bool) -> bool:
+    """Whether the crc covers the data behind an opcode with an 8-byte size.
+
+    It does where half-written data would break the value, or the whole pickle: text must be UTF-8,
+    and raw (the bytes of a value that reduces) must be a pickle.
+    """
+    return opcode == b"\x8d" or (opcode == b"\x8e" and reduces)
+
+
+def entry_crc(read: Read, offset: int, end: int, value: int, *, plain: bool) -> tuple[int, int]:
+    """Return the CRC-32 of an entry as it stands, and as if its byte at end-15 were REDUCE.
+
+    Parameters
+    ----------
+    value
+        Offset of the value's first opcode.
+    plain
+        Whether the entry is a user's, whose first opcode tells if it has large data.
+    """
     stop = end - TRAILER_SIZE
+    reduces = reduces_at(read(value, min(value + 26, stop)))
     crc = 0
     position = offset
-    if end - offset > _BIG or reduces_at(read(value_start, value_start + 26)):
-        for start, size in walk(read, value_start, stop):
-            crc = crc32(read(position, start), crc)
-            position = start + size
-    # Values of no more than _BIG bytes that are not reduced have no blob but one at the start.
-    elif read(value_start, value_start + 1) in (b"\x8d", b"\x8e", b"\x96"):
-        for start, size in walk(read, value_start, stop):
-            crc = crc32(read(position, start), crc)
-            position = start + size
+    if not plain or reduces or read(value, value + 1) in (b"\x8d", b"\x8e", b"\x96"):
+        for start, size in walk(read, value, stop):
+            if not is_covered(read(start - 9, start - 8), reduces):
+                crc = _crc_of(read, position, start, crc)
+                position = start + size
     if position == stop:  # the value is a blob and nothing else: no REDUCE
         return crc, crc
-    while stop - 1 - position > _BIG:
-        crc = crc32(read(position, position + _BIG), crc)
-        position += _BIG
-    crc = crc32(read(position, stop - 1), crc)
+    crc = _crc_of(read, position, stop - 1, crc)
     return crc32(read(stop - 1, stop), crc), crc32(b"R", crc)
+
+
+def _crc_of(read: Read, start: int, stop: int, crc: int) -> int:
+    for position in range(start, stop, _BIG):
+        crc = crc32(read(position, min(position + _BIG, stop)), crc)
+    return crc

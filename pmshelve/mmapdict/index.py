@@ -61,6 +61,8 @@ class Index:
         Whether `entries` holds every live key.
     fresh
         Entries behind the last checkpoint.
+    disordered
+        Whether `entries` is no more in file order.
     unswept
         Whether others may have deleted what `entries` holds.
     """
@@ -73,6 +75,7 @@ class Index:
         self._chain: list[Checkpoint] = []
         self._doubles: list[int] = []
         self.unswept = False
+        self.disordered = False
         self._trusting = True
 
     def forget(self) -> None:
@@ -117,9 +120,9 @@ class Index:
         self.entries.update(entries)
         log.tail = loader.tail
         log.adopt(state)
-        if loader.torn:
+        if loader.torn or suspect:
             log.live_count = log.dead_size = None
-        self.unswept = False
+        self.unswept = self.disordered = False
         if chain and (block is None or not block.settled):
             self._doubles = [
                 offset
@@ -157,37 +160,34 @@ class Index:
         elif size != log.tail + TERMINATOR_SIZE:
             disk.truncate(log.fd, log.tail + TERMINATOR_SIZE)
             log.remap()
-        changed = self._line_up(log, loader.doubles + self._doubles, loader.lost)
-        self._doubles = []
-        if suspect or boot == BOOT_UNKNOWN:
-            log.datasync()
-            log.set_synced_end()
-            log.set_boot(boot)
         unsettled = block is None or not block.settled
-        if block is not None and block.marks & frame.MARK_EXCLUSIVE:
-            log.set_byte(frame.MARKS_OFFSET, block.marks & ~frame.MARK_EXCLUSIVE)
-        if unsettled or suspect or loader.torn:
-            log.live_count = len(self.entries) if self.complete else None
-            log.dead_size = loader.dead_size if self.complete else None
-        if loader.torn or changed or (block is not None and (unsettled or suspect)):
-            log.begin()
-            log.settle()
-        if log.superblock is None or log.superblock.boot != CLEAN:
-            log.sound = log.state  # also for a file without a superblock: we hold the lock
+        doubles = loader.doubles + self._doubles
+        self._doubles = []
+        if not (loader.torn or suspect or unsettled or doubles or loader.lost):
+            log.sound = log.state if block is not None and block.boot != CLEAN else UNSOUND
+            return
+        log.begin()  # whoever dies from here on leaves the file unsettled, for the next one
+        self._line_up(log, doubles, loader.lost)
+        if block is not None:
+            if suspect:
+                log.datasync()
+                log.set_synced_end()
+                log.poke(frame.SYNC_OFFSET, boot)
+            log.poke(frame.MARKS_OFFSET, bytes((block.marks & ~frame.MARK_EXCLUSIVE,)))
+        log.live_count = len(self.entries) if self.complete else None
+        log.dead_size = loader.dead_size if self.complete else None
+        log.settle()
+        log.superblock = frame.decode_state(log.state)
 
-    def _line_up(self, log: Log, doubles: list[int], lost: dict[str, int]) -> bool:
+    def _line_up(self, log: Log, doubles: list[int], lost: dict[str, int]) -> None:
         """Retire older live entries and revive those whose successor is gone."""
-        changed = False
         for offset in doubles:
             flag, reduces, size = self.extent(log, offset)
             if log.byte(flag) == LIVE:
                 log.retire((flag, reduces, size), REPLACED)
-                changed = True
         for offset in lost.values():
             flag, reduces, _size = self.extent(log, offset)
             log.revive(flag, reduces)
-            changed = True
-        return changed
 
     # Following other writers ------------------------------------------------------------------
 
@@ -266,7 +266,7 @@ class Index:
                 if entry.stored == frame.INDEX_KEY and not self.complete:
                     self._chain = self._open_chain(log, log.size) or self._chain
                 continue
-            old = entries.pop(key, _MISSING)
+            old = entries.get(key, _MISSING)
             if old is _MISSING and not self.complete:
                 old = self.find(log, key)
             if old is not _MISSING and old is not None:
@@ -275,6 +275,9 @@ class Index:
                 entries[key] = entry.offset
             elif not self.complete:
                 entries[key] = None
+            else:
+                entries.pop(key, None)
+            self.disordered = True
 
     # Looking up -------------------------------------------------------------------------------
 
@@ -355,24 +358,32 @@ class Index:
 
     # All keys ---------------------------------------------------------------------------------
 
-    def keys(self, log: Log) -> Iterator[str]:
-        """Yield the live keys in file order; the state must be known."""
-        if self.complete:
-            yield from list(self.entries)
-            return
-        entries = self.entries
+    def keys(self, log: Log) -> list[str]:
+        """Return the live keys in file order; the state must be known."""
+        if not self.complete:
+            return self._walk_keys(log)
+        if not self.disordered:
+            return list(self.entries)
+        placed = [
+            (entry if isinstance(entry, int) else entry[4], key)
+            for key, entry in list(self.entries.items())
+            if entry is not None
+        ]
+        return [key for _offset, key in sorted(placed)]
+
+    def _walk_keys(self, log: Log) -> list[str]:
+        """Return the keys whose newest entry up to the tail is not dead.
+
+        REPLACED on such an entry: its successor is being written just now, behind the tail.
+        """
+        keys: dict[str, None] = {}
         for entry in walk(log):
             key = entry.key
-            if key is None or entry.flag == DEAD:
-                continue
-            known = entries.get(key, _MISSING)
-            if known is _MISSING:
-                if entry.flag == LIVE:
-                    yield key
-            elif known is not None and entry.offset == (
-                known if isinstance(known, int) else known[4]
-            ):
-                yield key
+            if key is not None:
+                keys.pop(key, None)
+                if entry.flag != DEAD:
+                    keys[key] = None
+        return list(keys)
 
     def gone(self, log: Log) -> list[str]:
         """Return the keys whose flags are dead."""
@@ -486,7 +497,9 @@ class _Loader:
 
     def run(self) -> None:
         """Scan up to the terminator, or to where the file is torn."""
-        scan = Scan(self._log.pread, self.tail, self._size, verify=self._suspect)
+        # Without a superblock nothing tells of a power cut, so it is always looked for.
+        verify = self._suspect or self._log.superblock is None
+        scan = Scan(self._log.pread, self.tail, self._size, verify=verify)
         live: dict[str, tuple[int, int, int]] = {}
         try:
             for entry in scan:
@@ -530,9 +543,11 @@ class _Loader:
         if head == TERMINATOR[:9] + TERMINATOR:
             return  # what mmappickle's fsck makes of a sound file
         block = log.superblock
-        unsettled = block is not None and not block.settled
-        if unsettled and (head[9:11] == TERMINATOR[9:] or head[:3] == TERMINATOR[:3]):
-            return  # killed halfway through the store that publishes: half old, half new
+        if block is None or not block.settled or self._suspect:
+            if head[9:11] == TERMINATOR[9:] or head[:3] == TERMINATOR[:3]:
+                return  # the store that publishes was cut in two: half old, half new
+            if block is None and position + 20 + int.from_bytes(head[1:9], "little") == size:
+                return  # the last entry
         if self._suspect and position >= log.synced_end:
             return
         ends_well = log.pread(size - TERMINATOR_SIZE, size) == TERMINATOR

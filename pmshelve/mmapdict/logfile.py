@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import struct
 import sys
 import weakref
 from collections.abc import Callable, Iterable
@@ -46,7 +47,6 @@ from .frame import (
     COMMIT,
     COMMIT_MAX,
     COMMIT_OFFSET,
-    COUNTS,
     COUNTS_OFFSET,
     DEAD,
     HEAD_SIZE,
@@ -69,7 +69,7 @@ CAN_MAP_BEYOND_END = sys.platform.startswith("linux")
 """Whether a file may be shrunk under a map, so that one map serves while the file grows."""
 
 _pack_commit = COMMIT.pack
-_pack_counts = COUNTS.pack
+_pack_counts = struct.Struct("<QQ").pack
 
 MAP_SIZE_MIN = 1 << 16
 STAGE_SIZE_MAX = 1 << 20
@@ -299,9 +299,11 @@ class Log:
         m = self.map
         if self.superblock is not None:
             live, dead = self.live_count, self.dead_size
-            m[80:100] = _pack_counts(
-                commit, UNKNOWN if live is None else live, UNKNOWN if dead is None else dead
+            # The stamp goes last and by itself: a store of over 8 bytes can be cut in two by a kill.
+            m[84:100] = _pack_counts(
+                UNKNOWN if live is None else live, UNKNOWN if dead is None else dead
             )
+            m[80:84] = _pack_commit(commit)
         else:
             self.commit = commit = next_commit(commit)
             m[18:22] = _pack_commit(commit)

@@ -132,19 +132,23 @@ class mmapdict(Session, MutableMapping[str, Any]):  # noqa: N801 (the name is mm
         PickleRefusedError
             The value needs the unpickler and `allow_pickle` is False.
         """
+        # The state comes first: where another thread replaces all of it, it is set last.
+        log = self._log
+        state = log.state
+        m = log.map
         entry = self._entries.get(key)
         if entry.__class__ is tuple and self._batch is None:
-            log = self._log
-            m = log.map
             # Looked at before, since the file may have shrunk; and after, since it may have moved.
-            if log.exclusive or m[18:116] == log.state:
+            if log.exclusive or m[18:116] == state:
                 flag, start, stop, decoder, _, _ = entry  # type: ignore[misc]
                 try:
                     if decoder is None:
                         value = m[start:stop]
                     else:
                         value = decoder(self._views, start, stop)
-                    if m[flag] == 0x88 and (log.exclusive or m[18:116] == log.state):
+                    if m[flag] == 0x88 and (
+                        log.map is m if log.exclusive else m[18:116] == state
+                    ):
                         return value
                 except Exception:  # noqa: S110 (done again below, where it is known to be real)
                     pass
@@ -164,11 +168,12 @@ class mmapdict(Session, MutableMapping[str, Any]):  # noqa: N801 (the name is mm
 
     def __contains__(self, key: object) -> bool:
         """Whether there is such a key."""
+        log = self._log
+        state = log.state
+        m = log.map
         entry = self._entries.get(key, DEFAULT)  # type: ignore[call-overload]
         if self._batch is None:
-            log = self._log
-            m = log.map
-            if log.exclusive or m[18:116] == log.state:
+            if log.map is m if log.exclusive else m[18:116] == state:
                 if entry is DEFAULT:
                     known = self._index
                     if known.complete:
@@ -300,14 +305,17 @@ class mmapdict(Session, MutableMapping[str, Any]):  # noqa: N801 (the name is mm
                     place = (log.tail - 2, end - len(value), end, None, tail, False)
             else:
                 self._append_large(stored, prefix, encoded, old)
+            entries[key] = place  # never out of the dict meanwhile: other threads look
             if entry is not None:
-                entries.pop(key, None)  # the order is the file's
-            entries[key] = place
+                known.disordered = True
             if log.exclusive:
                 self._give_back(old)
             fresh = known.fresh = known.fresh + 1
             if fresh >= known.limit:
                 self._write_checkpoint(index.MERGE_MAX)
+        except (KeyboardInterrupt, SystemExit, MemoryError):
+            self._distrust()
+            raise
         finally:
             lock.release()
             if log.file is not None:
@@ -354,6 +362,9 @@ class mmapdict(Session, MutableMapping[str, Any]):  # noqa: N801 (the name is mm
             log.delete(old)
             if log.exclusive:
                 self._give_back(old)
+        except (KeyboardInterrupt, SystemExit, MemoryError):
+            self._distrust()
+            raise
         finally:
             lock.release()
             if log.file is not None:

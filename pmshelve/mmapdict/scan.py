@@ -8,7 +8,7 @@ caller to decide, who knows which lock is held.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from ..storage.binary import U32
@@ -169,7 +169,9 @@ class Scan:
             trailer = self._read(entry.end - TRAILER_SIZE, entry.end)
         crc = int.from_bytes(trailer[1:5], "little")
         try:
-            crcs = frame.entry_crc(self._read, entry.offset, entry.end, entry.value)
+            crcs = frame.entry_crc(
+                self._read, entry.offset, entry.end, entry.value, plain=entry.key is not None
+            )
         except ValueError as error:
             raise Irregular(entry.offset, str(error)) from None
         if crc != crcs[0] and crc != crcs[1]:
@@ -184,9 +186,11 @@ class Scan:
             raise Irregular(
                 header.offset, "the batch is longer than the file", "L5", self._size
             )
-        entries = self._members(header, stop)
+        members: Iterable[Entry] = self._members(header, stop)
+        if self._verify:
+            members = list(members)
         yield header
-        yield from list(entries) if self._verify else entries
+        yield from members
 
     def _members(self, header: Entry, stop: int) -> Iterator[Entry]:
         position = header.end

@@ -199,7 +199,10 @@ class Session:
             return False
         block = log.look() if log.map else None
         if block is not None and not sure:
-            return bool(block.marks & MARK_REPLACED)
+            if not block.marks & MARK_REPLACED:
+                return False
+            if log.writable:
+                return True  # or it is a mark that `_follow` takes away
         return log.path is not None and disk.is_named(log.fd, log.path) is False
 
     def _follow(self) -> None:
@@ -332,19 +335,22 @@ class Session:
         try:
             for _ in range(_LOCK_FREE_TRIES):
                 self._refresh()
+                m = log.map
                 place = self._find(key)
-                if place is None:
-                    return ABSENT
                 if place is DOUBTFUL:
                     break
+                if place is None:
+                    if self._holds(m):
+                        return ABSENT
+                    continue
                 try:
                     value = self._decode(place)
                 except Exception as error:
-                    if self._holds():
+                    if self._holds(m):
                         self._blame(place, error)
                         raise
                     continue
-                if self._holds():
+                if self._holds(m):
                     return value
             # A dead flag, or a busy writer: look again while nobody writes.
             with self._held():
@@ -379,12 +385,12 @@ class Session:
             return self._log.read(start, stop)
         return decoder(self._views, start, stop)
 
-    def _holds(self) -> bool:
-        """Whether what was read just now is true: nothing changed meanwhile."""
+    def _holds(self, m: Any) -> bool:
+        """Whether what was read from the map `m` just now is true: nothing changed meanwhile."""
         log = self._log
         if self._in_batch():
             return True
-        return log.exclusive or bool(log.map and log.map[18:116] == log.state)
+        return log.map is m and (log.exclusive or bool(m and m[18:116] == log.state))
 
     @contextlib.contextmanager
     def _held(self) -> Iterator[None]:
@@ -499,7 +505,16 @@ class Session:
             # A dead flag may be half of a change: only with writers kept out it is an answer.
             with self._held():
                 known.sweep(log)
-        return list(known.keys(log))
+        return known.keys(log)
+
+    def _distrust(self) -> None:
+        """Forget what is known: an exception came from where none of ours could."""
+        log = self._log
+        log.state = log.sound = UNSOUND
+        if log.exclusive:
+            log.exclusive = False
+            self._load()
+            self._seize()
 
     # Writing -------------------------------------------------------------------------------------
 
@@ -544,6 +559,9 @@ class Session:
         offset = flag + 2 - size
         if size < PUNCH_SIZE_MIN or offset < log.exclusive_from:
             return
+        if offset < log.synced_end and not log.synced:
+            # What is on the disk must be dead there before it loses its bytes.
+            log.datasync()
         entry = read_entry(log.read, offset, log.tail)
         stop = entry.end - frame.TRAILER_SIZE
         self._views.doom(entry.value, stop, list(frame.walk(log.read, entry.value, stop)))
@@ -567,9 +585,11 @@ class Session:
         """Take in a batch that was published."""
         entries, complete = self._entries, self._index.complete
         for key, offset in batch.changes.items():
-            entries.pop(key, None)
             if offset is not None or not complete:
                 entries[key] = offset
+            else:
+                entries.pop(key, None)
+        self._index.disordered = True
         if self._log.exclusive:
             for old in batch.olds:
                 self._give_back(old)

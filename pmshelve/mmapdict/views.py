@@ -53,6 +53,9 @@ class Views:
         """Return a buffer that holds these bytes, and the place of the first in it."""
         mode = self.mmap_mode
         log = self._log
+        if log.staging is not None and stop > log.tail:
+            # Of a batch under way: should it fail, the file shrinks, and a map of this would kill.
+            return bytearray(log.read(start, stop)), 0
         if mode == "c":
             if stop - start > COPY_SIZE_MAX and len(self._refs) < MAPS_MAX:
                 return self._own_map(start, stop, private=True)
@@ -64,9 +67,6 @@ class Views:
                 return self._own_map(start, stop, private=False)
             # The end of this view will not be noticed, so the blocks stay until a vacuum.
             self._live[start] = _FOR_EVER
-        stage = log.staging
-        if stage is not None:
-            stage.flush()
         if stop > len(log.map):
             log.remap()
         return log.map, start
@@ -76,9 +76,6 @@ class Views:
         if self.ended:
             self.settle()
         base = start - start % mmap.ALLOCATIONGRANULARITY
-        stage = self._log.staging
-        if stage is not None:
-            stage.flush()
         size = stop - base
         shared = disk.map_file(
             self._log.fd, size, offset=base, private=private, writable=self._log.writable

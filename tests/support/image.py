@@ -108,7 +108,7 @@ class Image:
         """Return all bytes of the file."""
         if self.superblock:
             stamp = 0 if settled else 1
-            self.data[80:100] = frame.COUNTS.pack(stamp, self.live_count, self.dead_size)
+            self.data[80:100] = struct.pack("<iQQ", stamp, self.live_count, self.dead_size)
         return bytes(self.data) + TERMINATOR
 
 

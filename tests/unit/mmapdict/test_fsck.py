@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,8 @@ def test_a_file_that_was_cut(path: Path) -> None:
     ]
     for size in [*range(254, len(whole), 97), *range(len(whole) - 12, len(whole))]:
         expected = {key for end, key in live if end <= size}
+        if "second" not in expected:
+            expected.discard("first")  # a batch that was cut never was
         assert repair(path, whole[:size]).keys() == expected, size
 
 
@@ -158,7 +161,7 @@ def test_flags_counts_and_checkpoints_are_put_right(path: Path) -> None:
     image = sample()
     image.add("int", b"K\x07")
     data = bytearray(image.finish())
-    frame.COUNTS.pack_into(data, 80, 0, 1, 1)
+    struct.pack_into("<iQQ", data, 80, 0, 1, 1)
     pointer = frame.POINTER.unpack_from(data, frame.INDEX_OFFSET)
     data[pointer[0] + 4200] ^= 1
     content = repair(path, data)
