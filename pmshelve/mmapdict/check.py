@@ -66,7 +66,7 @@ def check(log: Log) -> Iterator[Problem]:
 
     Notes
     -----
-    Reads all of the file but the data of large values: some 20 µs an entry.
+    Reads all of the file but the data that no crc covers: some 20 µs an entry, 1 s a GB.
     """
     return check_bytes(log.pread, log.size, exclusive=log.exclusive)
 

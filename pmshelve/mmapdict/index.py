@@ -160,11 +160,13 @@ class Index:
         elif size != log.tail + TERMINATOR_SIZE:
             disk.truncate(log.fd, log.tail + TERMINATOR_SIZE)
             log.remap()
-        unsettled = block is None or not block.settled
+        unsettled = block is not None and not block.settled
         doubles = loader.doubles + self._doubles
         self._doubles = []
         if not (loader.torn or suspect or unsettled or doubles or loader.lost):
-            log.sound = log.state if block is not None and block.boot != CLEAN else UNSOUND
+            if block is None:
+                log.live_count, log.dead_size = len(self.entries), loader.dead_size
+            log.sound = log.state if block is None or block.boot != CLEAN else UNSOUND
             return
         log.begin()  # whoever dies from here on leaves the file unsettled, for the next one
         self._line_up(log, doubles, loader.lost)

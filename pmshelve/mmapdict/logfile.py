@@ -73,6 +73,8 @@ _pack_counts = struct.Struct("<QQ").pack
 
 MAP_SIZE_MIN = 1 << 16
 STAGE_SIZE_MAX = 1 << 20
+COUNT_MAX = 1 << 62
+"""From here on a count is unknown, or not sound."""
 BOOT_UNKNOWN = b"\xff" * 16
 UNSOUND = b"?"
 """A value of `Log.state` and `Log.sound` that equals no file's."""
@@ -271,8 +273,8 @@ class Log:
         if block is None or not block.settled:
             self.live_count = self.dead_size = None
         else:
-            self.live_count = None if block.live_count == UNKNOWN else block.live_count
-            self.dead_size = None if block.dead_size == UNKNOWN else block.dead_size
+            self.live_count = block.live_count if block.live_count < COUNT_MAX else None
+            self.dead_size = block.dead_size if block.dead_size < COUNT_MAX else None
         self.state = state
         self.sound = state if block is not None and block.settled and block.boot != CLEAN else UNSOUND
 

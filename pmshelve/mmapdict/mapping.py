@@ -439,7 +439,7 @@ class mmapdict(Session, MutableMapping[str, Any]):  # noqa: N801 (the name is mm
         """Return a context manager: what is changed in it takes effect at once, at its end.
 
         Changes cost less than one by one.  Others see all of them or none, also after a crash;
-        this thread sees them at once.  An exception in the block undoes them.  A batch in a batch
+        this thread sees them at once, arrays as copies.  An exception in the block undoes them.  A batch in a batch
         joins it.  The lock is held from beginning to end.
         """
         return self._batch if self._in_batch() and self._batch is not None else Batch(self)

@@ -18,7 +18,6 @@ TERMINATOR = b"\x95\x02\0\0\0\0\0\0\0d."
 SUPERBLOCK_KEY = b"\0pmshelve/1"
 MARKER_KEY = b"\0pmshelve:key"
 LIVE, DEAD, REPLACED = 0x88, 0x30, 0x86
-_UNCOVERED = {"BYTEARRAY8", "BINBYTES8", "BINUNICODE8"}
 
 
 @dataclass(frozen=True)
@@ -167,8 +166,11 @@ def _crc(data: bytes, start: int, end: int, opcodes: tuple[Opcode, ...]) -> int:
     covered = bytearray(data[start : end - 14])
     if _last_reduce_gone(data, end, opcodes):
         covered[-1] = ord("R")
+    uncovered = {"BYTEARRAY8"}
+    if not any(opcode.name == "STACK_GLOBAL" for opcode in opcodes):
+        uncovered.add("BINBYTES8")  # plain bytes; else it is the raw pickle of a value
     for opcode in reversed(opcodes):
-        if opcode.name in _UNCOVERED:
+        if opcode.name in uncovered:
             del covered[opcode.start + 9 - start : opcode.end - start]
     return zlib.crc32(covered)
 

@@ -176,6 +176,15 @@ def test_l3_data_of_large_values_is_not_covered() -> None:
     assert check(image.finish()) == []
 
 
+def test_l3_long_text_is_covered() -> None:
+    image = Image()
+    image.add_blob("a", b"text" * 100, b"\x8d")
+    start, stop = image.places["a"]
+    assert check(image.finish()) == []
+    image.data[(start + stop) // 2] ^= 1
+    assert broken(image.finish()) == [("L3", start, None)]
+
+
 def test_l3_a_live_value_without_its_reduce() -> None:
     image = sample()
     start, stop = image.places["object"]
