@@ -147,6 +147,9 @@ class Index:
     def _repair(self, log: Log, loader: _Loader, size: int, boot: bytes, *, suspect: bool) -> None:
         """Bring the file to a settled state that holds every invariant."""
         block = log.superblock
+        unsettled = block is not None and not block.settled
+        if loader.torn or suspect or unsettled or loader.doubles or self._doubles or loader.lost:
+            log.begin()  # whoever dies from here on leaves the file unsettled, for the next one
         if loader.torn:
             logger.warning(
                 "%s: torn tail of %d bytes cut off at %d", log.name, size - log.tail, log.tail
@@ -155,12 +158,11 @@ class Index:
                 disk.truncate(log.fd, log.tail)
             disk.write_at(log.fd, TERMINATOR, log.tail)
             log.remap()
-            log.adopt(bytes(log.map[frame.STATE_START : frame.STATE_STOP]))
-            block = log.superblock
+            if log.tail < frame.SUPERBLOCK_END:
+                block = log.superblock = None
         elif size != log.tail + TERMINATOR_SIZE:
             disk.truncate(log.fd, log.tail + TERMINATOR_SIZE)
             log.remap()
-        unsettled = block is not None and not block.settled
         doubles = loader.doubles + self._doubles
         self._doubles = []
         if not (loader.torn or suspect or unsettled or doubles or loader.lost):
@@ -168,9 +170,10 @@ class Index:
                 log.live_count, log.dead_size = len(self.entries), loader.dead_size
             log.sound = log.state if block is None or block.boot != CLEAN else UNSOUND
             return
-        log.begin()  # whoever dies from here on leaves the file unsettled, for the next one
         self._line_up(log, doubles, loader.lost)
         if block is not None:
+            if self.complete:
+                log.set_field(frame.INDEX_OFFSET, 0, 0, 0)  # while the file is still suspect
             if suspect:
                 log.datasync()
                 log.set_synced_end()
@@ -244,8 +247,8 @@ class Index:
             log.begin()
             log.settle()
             return
-        if block.settled:
-            self._doubles = []
+        if block.settled and state == bytes(log.map[frame.STATE_START : frame.STATE_STOP]):
+            self._doubles = []  # nobody was, or is, halfway through a change
         self.unswept = True
         log.adopt(state)
 
@@ -415,7 +418,7 @@ class Index:
             elif key is not None and entry.flag != DEAD:
                 known = entries.get(key, _MISSING)
                 if known is _MISSING:
-                    current = entry.flag == LIVE
+                    current = entry.flag == LIVE and not self.complete
                 else:
                     place = known if known is None or isinstance(known, int) else known[4]
                     current = place == entry.offset
@@ -462,7 +465,9 @@ class Index:
         layout = frame.lay_out(frame.INDEX_KEY, [blob], False, log.tail, live=False)
         end = log.tail
         log.append_layout(layout, None, live=False)
+        log.begin()
         log.set_field(frame.INDEX_OFFSET, layout.blobs[0][0], len(data), end)
+        log.settle()
         self._chain = self._open_chain(log, log.tail)
         self.fresh = 0
 

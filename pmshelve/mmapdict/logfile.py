@@ -9,7 +9,7 @@ The order of an append, under the exclusive lock (T = terminator's offset):
 
     1  bump the commit number            unsettled: a crash from here on is noticed
     2  write entry[11:] + terminator     at T+11; the old terminator at T still ends the file
-    3  write entry[:11] over T           published
+    3  store entry[1:11] over T+1        published (in two stores, the second one counts)
     4  flag of the older entry           replaced; in between both live and the later one counts
     5  stamp commit number and counts    settled
 
@@ -284,6 +284,19 @@ class Log:
             return None
         return frame.decode_pointer(self.read(offset, offset + 28))
 
+    def is_same(self, m: Any, state: bytes) -> bool:
+        """Whether, although others have committed since `state`, a live flag still tells the truth.
+
+        It does if the content was not replaced as a whole and no change is under way: whoever
+        replaces a value has turned the older one off by the time the file is settled again.
+        """
+        return (
+            self.superblock is not None
+            and m[18:22] == m[80:84]
+            and m[48:80] == state[30:62]
+            and m[18:22] == m[80:84]
+        )
+
     # Changing ---------------------------------------------------------------------------------
 
     def begin(self) -> None:
@@ -360,10 +373,11 @@ class Log:
             disk.write_at(self.fd, data[11:] + TERMINATOR, tail + 11)  # 2
         except OSError as error:
             raise self.undo(error, tail) from error
-        if tail + 11 <= len(m):
-            m[tail : tail + 11] = data[:11]  # 3
+        if tail + 11 <= len(m):  # 3, see `_store_head`
+            m[tail + 1 : tail + 9] = data[1:9]
+            m[tail + 9 : tail + 11] = data[9:11]
         else:
-            self.poke(tail, data[:11])
+            self._store_head(tail, data)
         self.tail = end
         if old is not None:
             self.retire(old, REPLACED)  # 4
@@ -373,11 +387,21 @@ class Log:
         if self.synced:
             self.datasync()
 
+    def _store_head(self, tail: int, head: bytes) -> None:
+        """Step 3: store an entry's first 11 bytes over the terminator.
+
+        Size first, then opcode and key size: a store of more than 8 bytes can be cut in two by a
+        kill, and this way what lies between is the old terminator with another FRAME size, which
+        ends the pickle all the same.
+        """
+        self.poke(tail + 1, head[1:9])
+        self.poke(tail + 9, head[9:11])
+
     def _publish(
         self, head: bytes, end: int, old: tuple[int, bool, int] | None, live: int = 1
     ) -> None:
         """Steps 3 to 5; `live` is 0 for an entry that is dead from the start."""
-        self.poke(self.tail, head)
+        self._store_head(self.tail, head)
         self.tail = end
         if old is not None:
             self.retire(old, REPLACED)
@@ -526,7 +550,7 @@ class Log:
         end = stage.position
         if end > len(self.map):
             self.remap(end)
-        self.poke(tail, header[:HEAD_SIZE])
+        self._store_head(tail, header)
         self.tail = end
         if self.dead_size is not None:
             self.dead_size += len(header) + stage.dead_size

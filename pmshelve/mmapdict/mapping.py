@@ -139,7 +139,7 @@ class mmapdict(Session, MutableMapping[str, Any]):  # noqa: N801 (the name is mm
         entry = self._entries.get(key)
         if entry.__class__ is tuple and self._batch is None:
             # Looked at before, since the file may have shrunk; and after, since it may have moved.
-            if log.exclusive or m[18:116] == state:
+            if log.exclusive or m[18:116] == state or log.is_same(m, state):
                 flag, start, stop, decoder, _, _ = entry  # type: ignore[misc]
                 try:
                     if decoder is None:
@@ -147,7 +147,9 @@ class mmapdict(Session, MutableMapping[str, Any]):  # noqa: N801 (the name is mm
                     else:
                         value = decoder(self._views, start, stop)
                     if m[flag] == 0x88 and (
-                        log.map is m if log.exclusive else m[18:116] == state
+                        log.map is m
+                        if log.exclusive
+                        else m[18:116] == state or log.is_same(m, state)
                     ):
                         return value
                 except Exception:  # noqa: S110 (done again below, where it is known to be real)
@@ -186,6 +188,10 @@ class mmapdict(Session, MutableMapping[str, Any]):  # noqa: N801 (the name is mm
                     flag = entry[0]  # type: ignore[index]
                     if flag < len(m) and m[flag] == 0x88:
                         return True
+            elif entry.__class__ is tuple and log.is_same(m, state):
+                flag = entry[0]  # type: ignore[index]
+                if flag < len(m) and m[flag] == 0x88:
+                    return True
         return self._contains(key)
 
     def _contains(self, key: Any) -> bool:

@@ -62,9 +62,13 @@ def open_log(
             raise FileNotFoundError(
                 error.errno, "no such store, and nothing is created read-only", os.fsdecode(file)
             ) from None
-        if not disk.is_regular(fd):
+        try:
+            with disk.reporting("the file could not be looked at", path):
+                if not disk.is_regular(fd):
+                    raise NotAStoreError("not a regular file, so it cannot be a store", path)
+        except BaseException:
             disk.system.close(fd)
-            raise NotAStoreError("not a regular file, so it cannot be a store", path)
+            raise
         return Log(fd, path, writable=not readonly, timeout=timeout, sync=sync)
     missing = [name for name in _FILE_METHODS if not hasattr(file, name)]
     if missing:
@@ -95,34 +99,49 @@ def prepare(log: Log, *, face: int, convert: bool) -> dict[str, Any] | None:
     ------
     NotAStoreError, VersionError
         The file holds something else; it was left as it was.
+    StorageError
+        The file could not be read, or the store not be created.
     """
-    head = log.pread(0, frame.FRESH_SIZE + 1)
-    if is_store(head):
-        return None
+    with disk.reporting("the file could not be read", log.name):
+        head = log.pread(0, frame.FRESH_SIZE + 1)
+        if is_store(head):
+            return None
+        _check_version(log, head)
+        if not frame.is_torn_creation(head):
+            return _read_pickle(log, convert=convert)
+    if not log.writable:
+        problem = "the store's creation was never finished"
+        raise NotAStoreError(
+            problem if head else "an empty file: no store was created in it yet", log.name
+        )
+    _initialise(log, face)
+    return None
+
+
+def _check_version(log: Log, head: bytes) -> None:
     if head[:11] == frame.encode_header(0)[:11] and head[11:12] == b"J" and head[16:18] == b"0J":
         version = int.from_bytes(head[12:16], "little")
         if version != 1:
             raise VersionError(
                 f"file version {version} is not known", log.name, hint="use a newer pmshelve"
             )
-    if frame.is_torn_creation(head):
-        if log.writable:
-            _initialise(log, face)
-        elif head:
-            raise NotAStoreError("the store's creation was never finished", log.name)
-        else:
-            raise NotAStoreError("an empty file: no store was created in it yet", log.name)
-        return None
-    return _read_pickle(log, convert=convert)
 
 
 def _initialise(log: Log, face: int) -> None:
+    """Make an empty store of the file, on the disk before anything else is.
+
+    The name goes first: whoever finds a header may rely on it, also if this process dies here.
+    """
     try:
-        disk.write_at(log.fd, create_empty(face), 0)
-    except OSError as error:
+        with disk.reporting("the store could not be created", log.name):
+            if log.path is not None:
+                disk.sync_directory(log.path)
+            disk.write_at(log.fd, create_empty(face), 0)
+            disk.datasync(log.fd)
+    except BaseException:
         with contextlib.suppress(OSError):
             disk.truncate(log.fd, 0)
-        raise disk.storage_error(error, "the store could not be created", log.name) from error
+        raise
 
 
 def _read_pickle(log: Log, *, convert: bool) -> dict[str, Any]:

@@ -11,17 +11,17 @@ that a subclass with its own `__setitem__` sees every store.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import mmap
 import os
 import stat
 import sys
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ..errors import NoSpaceError, StorageError
+from ..errors import NoSpaceError, PmshelveError, StorageError
 
 __all__ = [
     "CALL_SIZE_MAX",
@@ -37,12 +37,14 @@ __all__ = [
     "is_named",
     "is_regular",
     "map_file",
-    "open_scratch",
+    "open_directory",
     "read_at",
     "replace",
+    "reporting",
     "size_of",
     "storage_error",
     "sync_directory",
+    "sync_names",
     "system",
     "truncate",
     "unlink",
@@ -55,6 +57,7 @@ CALL_SIZE_MAX = 1 << 30
 
 _IOV_MAX = min(1024, os.sysconf("SC_IOV_MAX") if hasattr(os, "sysconf") else 16)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 
 LOCK_EXCLUSIVE = fcntl.LOCK_EX | fcntl.LOCK_NB
 
@@ -116,6 +119,17 @@ def storage_error(error: OSError, problem: str, path: object = None) -> StorageE
             problem + ": no space left", path, hint="free some space and try again", cause=error
         )
     return StorageError(f"{problem}: {error.strerror or error}", path, cause=error)
+
+
+@contextlib.contextmanager
+def reporting(problem: str, path: object = None) -> Iterator[None]:
+    """Turn an `OSError` that leaves the ``with`` block into the package's (see `storage_error`)."""
+    try:
+        yield
+    except PmshelveError:  # some of which are OSErrors
+        raise
+    except OSError as error:
+        raise storage_error(error, problem, path) from error
 
 
 def size_of(fd: int) -> int:
@@ -230,19 +244,34 @@ def datasync(fd: int) -> None:
     system.fdatasync(fd)
 
 
-def sync_directory(path: str) -> None:
-    """Return when the names in the directory that holds `path` are on the disk."""
-    fd = system.open(os.path.dirname(path) or ".", os.O_RDONLY)
+def open_directory(path: str) -> int:
+    """Return a descriptor of the directory that holds `path`, for `sync_names`."""
+    return system.open(os.path.dirname(path) or ".", os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+
+
+def sync_names(directory: int) -> None:
+    """Return when the names in an open directory are on the disk."""
     try:
-        system.fsync(fd)
+        system.fsync(directory)
+    except OSError as error:
+        # Some network file systems have no sync of directories: a name made there is there.
+        if error.errno not in _UNSUPPORTED:
+            raise
+
+
+def sync_directory(path: str) -> None:
+    """Return when the names in the directory that holds `path` are on the disk.
+
+    A directory in which one may create files but not list them cannot be synced, and is not.
+    """
+    try:
+        directory = open_directory(path)
+    except PermissionError:
+        return
+    try:
+        sync_names(directory)
     finally:
-        system.close(fd)
-
-
-def open_scratch() -> int:
-    """Return the descriptor of a new file without a name, gone when it is closed."""
-    with tempfile.TemporaryFile(buffering=0) as scratch:
-        return os.dup(scratch.fileno())
+        system.close(directory)
 
 
 def copy_owner(fd: int, info: os.stat_result) -> bool:

@@ -349,7 +349,7 @@ def scenarios() -> list[Scenario]:
             *(put("a", bytes([number]) * 900) for number in range(4)),
             batch({"a": 1, "b": 2}, ("c",)),
             opens=opener(autovacuum=True),
-            constants=((STORE + "mapping.AUTOVACUUM_MIN", 1500),),
+            constants=((STORE + "session.AUTOVACUUM_MIN", 1500),),
         ),
         make(
             "checkpoints",
