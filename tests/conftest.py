@@ -134,3 +134,15 @@ def _maps(home: str) -> set[str]:
     except OSError:
         return set()  # no such view of the process on this system
     return {f"map: {line[line.index('/') :]}" for line in text.splitlines() if home in line}
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many crash states and faults were tried."""
+    totals: dict[str, int] = {}
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            for name, value in getattr(report, "user_properties", ()):
+                if name in ("states", "faults"):
+                    totals[name] = totals.get(name, 0) + int(value)
+    for name, total in sorted(totals.items()):
+        terminalreporter.write_line(f"{name} tried: {total}")

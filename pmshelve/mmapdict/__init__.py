@@ -7,8 +7,8 @@ file; `logfile` places them and survives crashes; `picklers` turn a value into o
 
 from __future__ import annotations
 
-from .mapping import mmapdict
-from .picklers.empty import EmptyNDArray
-from .stats import Stats
+from pmshelve.mmapdict.mapping import mmapdict
+from pmshelve.mmapdict.picklers.empty import EmptyNDArray
+from pmshelve.mmapdict.stats import Stats
 
 __all__ = ["EmptyNDArray", "Stats", "mmapdict"]

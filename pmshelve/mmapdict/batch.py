@@ -10,13 +10,13 @@ from threading import get_ident
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from ..errors import StateError
-from . import frame
-from .frame import LIVE, encode_entry, encode_key, lay_out
-from .picklers.base import Foreign
+from pmshelve.errors import StateError
+from pmshelve.mmapdict import frame
+from pmshelve.mmapdict.frame import LIVE, encode_entry, encode_key, lay_out
+from pmshelve.mmapdict.picklers.base import Foreign
 
 if TYPE_CHECKING:
-    from .mapping import mmapdict
+    from pmshelve.mmapdict.mapping import mmapdict
 
 __all__ = ["Batch"]
 

@@ -20,11 +20,11 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..storage.binary import U64, crc32
-from .opcodes import pad
+from pmshelve.mmapdict.opcodes import pad
+from pmshelve.storage.binary import U64, crc32
 
 if TYPE_CHECKING:
-    from .picklers.base import Blob
+    from pmshelve.mmapdict.picklers.base import Blob
 
 Read = Callable[[int, int], bytes]
 """Returns the file's bytes from the first offset up to the second."""
@@ -43,7 +43,6 @@ __all__ = [
     "MARK_EXCLUSIVE",
     "MARK_REPLACED",
     "REPLACED",
-    "Read",
     "STATE_START",
     "STATE_STOP",
     "SUPERBLOCK_END",
@@ -52,6 +51,7 @@ __all__ = [
     "TRAILER_SIZE",
     "UNKNOWN",
     "Layout",
+    "Read",
     "State",
     "decode_key",
     "encode_batch_entry",
@@ -150,9 +150,7 @@ def decode_state(data: bytes) -> State | None:
     """Return the fields of bytes 18 to 116, or None where there is no superblock."""
     if len(data) != _STATE.size:
         return None
-    commit, magic, identity, generation, marks, face, stamp, live, dead, boot = (
-        _STATE.unpack(data)
-    )
+    commit, magic, identity, generation, marks, face, stamp, live, dead, boot = _STATE.unpack(data)
     if magic != MAGIC or data[17:28] != SUPERBLOCK_KEY:
         return None
     return State(commit, identity, generation, marks, face, stamp, live, dead, boot)
@@ -236,7 +234,7 @@ def is_torn_creation(data: bytes) -> bool:
     if not kept:
         return True
     fresh = encode_fresh(bytes(16))
-    return len(kept) < FIRST_ENTRY and fresh.startswith(kept) or (
+    return (len(kept) < FIRST_ENTRY and fresh.startswith(kept)) or (
         len(data) < FRESH_SIZE
         and data[:17] == fresh[:17]
         and data[FIRST_ENTRY : FIRST_ENTRY + 40] == fresh[FIRST_ENTRY : FIRST_ENTRY + 40]

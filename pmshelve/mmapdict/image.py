@@ -9,21 +9,20 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
-from ..errors import CorruptionError
-from ..storage import file as disk
-from ..storage.binary import U32, crc32
-from . import frame
-from .checkpoint import hash_key
-from .checkpoint_writer import build
-from .frame import HEAD_SIZE, LIVE, TERMINATOR, TRAILER_SIZE
-from .logfile import Log
-from .opcodes import find_buffers
-from .opening import current_boot
-from .picklers.base import Blob
-from .scan import Entry, Irregular, Scan, read_entry
+from pmshelve.errors import CorruptionError
+from pmshelve.mmapdict import frame
+from pmshelve.mmapdict.checkpoint import hash_key
+from pmshelve.mmapdict.checkpoint_writer import build
+from pmshelve.mmapdict.frame import DEAD, HEAD_SIZE, LIVE, REPLACED, TERMINATOR, TRAILER_SIZE
+from pmshelve.mmapdict.logfile import Log
+from pmshelve.mmapdict.opcodes import find_buffers
+from pmshelve.mmapdict.opening import current_boot
+from pmshelve.mmapdict.picklers.base import Blob
+from pmshelve.mmapdict.scan import Entry, Irregular, Scan, read_entry
+from pmshelve.storage import file as disk
+from pmshelve.storage.binary import U32, crc32
 
 __all__ = ["Image", "copy_data", "take_apart"]
 
@@ -38,15 +37,22 @@ _unpack_crc = U32.unpack_from
 class _Span(Blob):
     """Data to be copied from a place in the old file."""
 
-    __slots__ = ("source",)
+    __slots__ = ("_read", "source")
 
     def __init__(self, read: frame.Read, source: int, size: int, opcode: bytes) -> None:
-        def chunks() -> Iterator[bytes]:  # for the CRC, where it covers the data
-            for start in range(source, source + size, _BUFFER_SIZE):
-                yield read(start, min(start + _BUFFER_SIZE, source + size))
-
-        super().__init__(size, chunks, opcode, aligned=opcode == b"\x96")
+        super().__init__(size, self._chunks, opcode, aligned=opcode == b"\x96")
+        self._read = read
         self.source = source
+
+    def data(self) -> bytes:
+        """Return all of it."""
+        return self._read(self.source, self.source + self.size)
+
+    def _chunks(self) -> Iterator[bytes]:
+        """Read it, for the CRC of an entry where that covers the data."""
+        stop = self.source + self.size
+        for start in range(self.source, stop, _BUFFER_SIZE):
+            yield self._read(start, min(start + _BUFFER_SIZE, stop))
 
 
 class Image:
@@ -126,7 +132,7 @@ class Image:
                 position += end - at
             else:
                 self._write(window[kept:at])
-                if window[end - 2] == LIVE:
+                if window[end - 2] not in (DEAD, REPLACED):
                     self._add_entry(log, start + at)
                 kept = end
                 position = self.position
@@ -151,7 +157,7 @@ class Image:
 
     def _move(self, entry: Entry) -> None:
         """Add an entry as it is: one of mmappickle, which may stand anywhere."""
-        self.flush()
+        self._flush()
         size = entry.end - entry.offset
         self._copy(entry.offset, size)
         self.position = self._written = self.position + size
@@ -179,10 +185,9 @@ class Image:
         self._pending += data
         self.position += len(data)
         if len(self._pending) >= _BUFFER_SIZE:
-            self.flush()
+            self._flush()
 
-    def flush(self) -> None:
-        """Write what is pending."""
+    def _flush(self) -> None:
         if self._pending:
             disk.write_at(self.fd, self._pending, self.base + self._written)
             self._pending.clear()
@@ -193,7 +198,10 @@ class Image:
             if isinstance(part, bytes):
                 self._write(part)
                 continue
-            self.flush()
+            if isinstance(part, _Span) and part.size < _MOVABLE_MAX:
+                self._write(part.data())
+                continue
+            self._flush()
             if isinstance(part, _Span):
                 self._copy(part.source, part.size)
             else:
@@ -219,7 +227,7 @@ class Image:
         pointer = self._add_checkpoint() if indexed else b""
         dead_size = self.position - end
         self._write(TERMINATOR)
-        self.flush()
+        self._flush()
         head = bytearray(
             frame.encode_fresh(
                 identity,

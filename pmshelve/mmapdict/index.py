@@ -12,20 +12,27 @@ successor was lost in a power cut: it counts as live, and the next writer turns 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from typing import Any
 
-from ..errors import CorruptionError
-from ..storage import file as disk
-from ..storage.binary import U64
-from ..storage.lock import EXCLUSIVE, SHARED
-from . import frame
-from .checkpoint import Checkpoint, hash_key, open_chain
-from .checkpoint_writer import merge, plan_merge
-from .frame import DEAD, HEAD_SIZE, LIVE, REPLACED, TERMINATOR, TERMINATOR_SIZE, TRAILER_SIZE
-from .logfile import BOOT_UNKNOWN, CLEAN, UNSOUND, Log
-from .picklers.base import Blob
-from .scan import Entry, Irregular, Scan, find_entry, read_entry
+from pmshelve.errors import CorruptionError
+from pmshelve.mmapdict import frame
+from pmshelve.mmapdict.checkpoint import Checkpoint, hash_key, open_chain
+from pmshelve.mmapdict.checkpoint_writer import merge, plan_merge
+from pmshelve.mmapdict.frame import (
+    DEAD,
+    HEAD_SIZE,
+    LIVE,
+    REPLACED,
+    TERMINATOR,
+    TERMINATOR_SIZE,
+    TRAILER_SIZE,
+)
+from pmshelve.mmapdict.logfile import BOOT_UNKNOWN, CLEAN, UNSOUND, Log
+from pmshelve.mmapdict.picklers.base import Blob
+from pmshelve.mmapdict.scan import Entry, Irregular, Scan, find_entry, read_entry
+from pmshelve.storage import file as disk
+from pmshelve.storage.binary import U64
+from pmshelve.storage.lock import EXCLUSIVE, SHARED
 
 __all__ = ["CHECKPOINT_CLOSE_MIN", "CHECKPOINT_COUNT", "Index", "NeedsLock", "walk"]
 
@@ -99,8 +106,10 @@ class Index:
         state = bytes(log.map[frame.STATE_START : frame.STATE_STOP])
         block = log.superblock = frame.decode_state(state)
         boot = disk.boot_id() if any(disk.boot_id()) else BOOT_UNKNOWN
-        suspect = block is not None and block.boot != CLEAN and (
-            block.boot != boot or boot == BOOT_UNKNOWN
+        suspect = (
+            block is not None
+            and block.boot != CLEAN
+            and (block.boot != boot or boot == BOOT_UNKNOWN)
         )
         chain = self._open_chain(log, size) if self._trusting and not suspect else []
         start = chain[0].end if chain else frame.HEADER_SIZE
@@ -125,9 +134,7 @@ class Index:
         self.unswept = self.disordered = False
         if chain and (block is None or not block.settled):
             self._doubles = [
-                offset
-                for key in loader.entries
-                if (offset := self.find(log, key)) is not None
+                offset for key in loader.entries if (offset := self.find(log, key)) is not None
             ]
         if locked:
             self._repair(log, loader, size, boot, suspect=suspect)
@@ -144,7 +151,9 @@ class Index:
             logger.warning("%s: index checkpoint ignored: %s", log.name, str(error))
             return []
 
-    def _repair(self, log: Log, loader: _Loader, size: int, boot: bytes, *, suspect: bool) -> None:
+    def _repair(  # noqa: C901 (a straight run of steps)
+        self, log: Log, loader: _Loader, size: int, boot: bytes, *, suspect: bool
+    ) -> None:
         """Bring the file to a settled state that holds every invariant."""
         block = log.superblock
         unsettled = block is not None and not block.settled

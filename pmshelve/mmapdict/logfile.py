@@ -31,7 +31,7 @@ import weakref
 from collections.abc import Callable, Iterable
 from typing import Any, BinaryIO
 
-from ..errors import (
+from pmshelve.errors import (
     ClosedError,
     CorruptionError,
     ForkedError,
@@ -39,11 +39,8 @@ from ..errors import (
     StorageError,
     StoreFailedError,
 )
-from ..storage import file as disk
-from ..storage.binary import PAGE_SIZE, align_up
-from ..storage.lock import FileLock
-from . import frame
-from .frame import (
+from pmshelve.mmapdict import frame
+from pmshelve.mmapdict.frame import (
     COMMIT,
     COMMIT_MAX,
     COMMIT_OFFSET,
@@ -60,6 +57,9 @@ from .frame import (
     State,
     next_commit,
 )
+from pmshelve.storage import file as disk
+from pmshelve.storage.binary import PAGE_SIZE, align_up
+from pmshelve.storage.lock import FileLock
 
 _open_logs: weakref.WeakSet[Log] = weakref.WeakSet()
 
@@ -276,7 +276,9 @@ class Log:
             self.live_count = block.live_count if block.live_count < COUNT_MAX else None
             self.dead_size = block.dead_size if block.dead_size < COUNT_MAX else None
         self.state = state
-        self.sound = state if block is not None and block.settled and block.boot != CLEAN else UNSOUND
+        self.sound = (
+            state if block is not None and block.settled and block.boot != CLEAN else UNSOUND
+        )
 
     def field(self, offset: int) -> tuple[int, int, int] | None:
         """Return a pointer field of the superblock; None where it is unset or unsound."""
@@ -400,7 +402,7 @@ class Log:
     def _publish(
         self, head: bytes, end: int, old: tuple[int, bool, int] | None, live: int = 1
     ) -> None:
-        """Steps 3 to 5; `live` is 0 for an entry that is dead from the start."""
+        """Do steps 3 to 5; `live` is 0 for an entry that is dead from the start."""
         self._store_head(self.tail, head)
         self.tail = end
         if old is not None:

@@ -20,16 +20,18 @@ from collections.abc import (
 from threading import get_ident
 from typing import Any, BinaryIO
 
-from ..errors import ObjectError
-from ..storage.lock import EXCLUSIVE, SHARED
-from . import frame, index, vacuum
-from .batch import Batch
-from .check import Problem, check
-from .frame import encode_entry, encode_key
-from .fsck import fsck
-from .index import Place
-from .session import ABSENT, DEFAULT, DOUBTFUL, Session, drop_read_buffer
-from .stats import Stats, collect
+from pmshelve.errors import ObjectError
+from pmshelve.mmapdict import frame, index, vacuum
+from pmshelve.mmapdict.batch import Batch
+from pmshelve.mmapdict.check import Problem, check
+from pmshelve.mmapdict.frame import encode_entry, encode_key
+from pmshelve.mmapdict.fsck import fsck
+from pmshelve.mmapdict.index import Place
+from pmshelve.mmapdict.picklers.generic import decode_pickle, raw_of_pickle
+from pmshelve.mmapdict.scan import place_of_bytes
+from pmshelve.mmapdict.session import ABSENT, DEFAULT, DOUBTFUL, Session, drop_read_buffer
+from pmshelve.mmapdict.stats import Stats, collect
+from pmshelve.storage.lock import EXCLUSIVE, SHARED
 
 __all__ = ["mmapdict"]
 
@@ -140,7 +142,7 @@ class mmapdict(Session, MutableMapping[str, Any]):  # noqa: N801 (the name is mm
         if entry.__class__ is tuple and self._batch is None:
             # Looked at before, since the file may have shrunk; and after, since it may have moved.
             if log.exclusive or m[18:116] == state or log.is_same(m, state):
-                flag, start, stop, decoder, _, _ = entry  # type: ignore[misc]
+                flag, start, stop, decoder, _, _ = entry
                 try:
                     if decoder is None:
                         value = m[start:stop]
@@ -152,23 +154,33 @@ class mmapdict(Session, MutableMapping[str, Any]):  # noqa: N801 (the name is mm
                         else m[18:116] == state or log.is_same(m, state)
                     ):
                         return value
-                except Exception:  # noqa: S110 (done again below, where it is known to be real)
+                except Exception:  # noqa: BLE001, S110 (done again below, where it is known to be real)
                     pass
+        elif entry is None and m[18:116] == state and self._batch is None:
+            value = self._first_get(key, m, state)
+            if value is not ABSENT:
+                return value
         value = self._get(key)
         if value is ABSENT:
             raise KeyError(key)
         return value
 
+    def _first_get(self, key: str, m: Any, state: bytes) -> Any:
+        """Return a small bytes value that a checkpoint knows; ABSENT where it is not that easy."""
+        known, log = self._index, self._log
+        if known.complete or key.__class__ is not str or not self._codec.plain:
+            return ABSENT
+        offset = known.find(log, key)
+        place = None if offset is None else place_of_bytes(m, offset, log.tail)
+        if place is None:
+            return ABSENT
+        value = m[place[1] : place[2]]
+        if m[place[0]] != 0x88 or m[18:116] != state:
+            return ABSENT
+        self._entries.setdefault(key, place)  # a writer's newer one stays
+        return value
 
-
-
-
-
-
-
-
-
-    def __contains__(self, key: object) -> bool:
+    def __contains__(self, key: object) -> bool:  # noqa: C901 (hot)
         """Whether there is such a key."""
         log = self._log
         state = log.state
@@ -180,16 +192,16 @@ class mmapdict(Session, MutableMapping[str, Any]):  # noqa: N801 (the name is mm
                     known = self._index
                     if known.complete:
                         return False
-                    if key.__class__ is str and known.find(log, key) is None:  # type: ignore[arg-type]
+                    if key.__class__ is str and known.find(log, key) is None:
                         return False
                 elif entry is None:
                     return False
                 elif entry.__class__ is tuple:
-                    flag = entry[0]  # type: ignore[index]
+                    flag = entry[0]
                     if flag < len(m) and m[flag] == 0x88:
                         return True
             elif entry.__class__ is tuple and log.is_same(m, state):
-                flag = entry[0]  # type: ignore[index]
+                flag = entry[0]
                 if flag < len(m) and m[flag] == 0x88:
                     return True
         return self._contains(key)
@@ -224,9 +236,7 @@ class mmapdict(Session, MutableMapping[str, Any]):  # noqa: N801 (the name is mm
         with self._held():
             if log.live_count is None:
                 self._recount()
-            assert log.live_count is not None
-            return log.live_count
-
+            return self._log.live_count or 0
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the keys there are now, in file order: the key set last comes last."""
@@ -258,7 +268,7 @@ class mmapdict(Session, MutableMapping[str, Any]):  # noqa: N801 (the name is mm
 
     # Writing ----------------------------------------------------------------------------------
 
-    def __setitem__(self, key: str, value: Any) -> None:
+    def __setitem__(self, key: str, value: Any) -> None:  # noqa: C901, PLR0912, PLR0915 (hot)
         """Set `key` to `value`, atomically.
 
         Raises
@@ -309,6 +319,17 @@ class mmapdict(Session, MutableMapping[str, Any]):  # noqa: N801 (the name is mm
                 if value.__class__ is bytes:
                     end = tail + 11 + len(stored) + len(body)
                     place = (log.tail - 2, end - len(value), end, None, tail, False)
+                elif encoded[1] and self._codec.plain:
+                    start, stop = raw_of_pickle(body, len(prefix))
+                    value_start = tail + 11 + len(stored)
+                    place = (
+                        log.tail - 2,
+                        value_start + start,
+                        value_start + stop,
+                        decode_pickle,
+                        tail,
+                        True,
+                    )
             else:
                 self._append_large(stored, prefix, encoded, old)
             entries[key] = place  # never out of the dict meanwhile: other threads look
@@ -329,12 +350,7 @@ class mmapdict(Session, MutableMapping[str, Any]):  # noqa: N801 (the name is mm
         if self._autovacuum:
             self._vacuum_if_due()
 
-
-
-
-
-
-    def __delitem__(self, key: str) -> None:
+    def __delitem__(self, key: str) -> None:  # noqa: C901 (hot)
         """Delete `key`, atomically.
 
         Raises
@@ -449,7 +465,6 @@ class mmapdict(Session, MutableMapping[str, Any]):  # noqa: N801 (the name is mm
         joins it.  The lock is held from beginning to end.
         """
         return self._batch if self._in_batch() and self._batch is not None else Batch(self)
-
 
     # The store as a whole ---------------------------------------------------------------------
 
@@ -588,7 +603,6 @@ class mmapdict(Session, MutableMapping[str, Any]):  # noqa: N801 (the name is mm
         """Close the store."""
         self.close()
 
-
     def __repr__(self) -> str:
         state = "closed " if self._log.closed else ""
         return f"<{state}{type(self).__name__} {self._log.name!r}>"
@@ -614,7 +628,6 @@ class mmapdict(Session, MutableMapping[str, Any]):  # noqa: N801 (the name is mm
         return _unpickle, (type(self), path, not log.writable, picklers, options)
 
 
-
 def _unpickle(
     kind: type[mmapdict], path: str, readonly: bool, picklers: list[type], options: dict[str, Any]
 ) -> mmapdict:
@@ -633,7 +646,7 @@ class _Items(ItemsView[str, Any]):
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
         for key in self._mapping:
-            value = self._mapping._get(key)
+            value = self._mapping._get(key)  # noqa: SLF001 (a part of the store)
             if value is not ABSENT:
                 yield key, value
 

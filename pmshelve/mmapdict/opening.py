@@ -9,11 +9,11 @@ import pickle
 import uuid
 from typing import Any
 
-from ..errors import NotAStoreError, VersionError
-from ..storage import file as disk
-from . import frame
-from .frame import TERMINATOR
-from .logfile import BOOT_UNKNOWN, Log, open_descriptor
+from pmshelve.errors import NotAStoreError, VersionError
+from pmshelve.mmapdict import frame
+from pmshelve.mmapdict.frame import TERMINATOR
+from pmshelve.mmapdict.logfile import BOOT_UNKNOWN, Log, open_descriptor
+from pmshelve.storage import file as disk
 
 __all__ = ["create_empty", "current_boot", "is_store", "open_log", "prepare"]
 

@@ -11,9 +11,9 @@ import struct
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from ..storage.binary import U32
-from . import frame
-from .frame import HEAD_SIZE, TERMINATOR_SIZE, TRAILER_SIZE, Read
+from pmshelve.mmapdict import frame
+from pmshelve.mmapdict.frame import HEAD_SIZE, TRAILER_SIZE, Read
+from pmshelve.storage.binary import U32
 
 __all__ = ["Entry", "Irregular", "Scan", "find_entry", "place_of_bytes", "read_entry"]
 
@@ -183,9 +183,7 @@ class Scan:
         size, _count = frame.BATCH_ENTRY.unpack(payload)
         stop = header.offset + size
         if stop > self._size or size < header.end - header.offset:
-            raise Irregular(
-                header.offset, "the batch is longer than the file", "L5", self._size
-            )
+            raise Irregular(header.offset, "the batch is longer than the file", "L5", self._size)
         members: Iterable[Entry] = self._members(header, stop)
         if self._verify:
             members = list(members)

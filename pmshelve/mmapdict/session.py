@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from threading import get_ident
 from typing import Any, BinaryIO
 
-from ..errors import (
+from pmshelve.errors import (
     CorruptionError,
     FormatError,
     ObjectError,
@@ -28,11 +28,9 @@ from ..errors import (
     StorageError,
     WrongDoorError,
 )
-from ..storage import file as disk
-from ..storage.lock import EXCLUSIVE, SHARED
-from . import frame, index, vacuum
-from .batch import Batch
-from .frame import (
+from pmshelve.mmapdict import frame, index, vacuum
+from pmshelve.mmapdict.batch import Batch
+from pmshelve.mmapdict.frame import (
     DEAD,
     FACE_OFFSET,
     FACES,
@@ -42,13 +40,15 @@ from .frame import (
     MARKS_OFFSET,
     lay_out,
 )
-from .index import Index, NeedsLock, Old, Place
-from .logfile import CLEAN, UNSOUND, Log, open_descriptor
-from .opening import current_boot, open_log, prepare
-from .picklers.base import Foreign
-from .picklers.builtin import Codec
-from .scan import Irregular, Scan, place_of_bytes, read_entry
-from .views import PUNCH_SIZE_MIN, Views
+from pmshelve.mmapdict.index import Index, NeedsLock, Old, Place
+from pmshelve.mmapdict.logfile import CLEAN, UNSOUND, Log, open_descriptor
+from pmshelve.mmapdict.opening import current_boot, open_log, prepare
+from pmshelve.mmapdict.picklers.base import Foreign
+from pmshelve.mmapdict.picklers.builtin import Codec
+from pmshelve.mmapdict.scan import Irregular, Scan, place_of_bytes, read_entry
+from pmshelve.mmapdict.views import PUNCH_SIZE_MIN, Views
+from pmshelve.storage import file as disk
+from pmshelve.storage.lock import EXCLUSIVE, SHARED
 
 __all__ = ["ABSENT", "DEFAULT", "DOUBTFUL", "Session", "drop_read_buffer"]
 
@@ -251,7 +251,7 @@ class Session:
             log.check_usable()
             if log.fd < 0:
                 self._reopen()
-            if log.exclusive or self._batch is not None or log.map[18:116] == log.state:
+            if self._batch is not None or log.map[18:116] == log.state:
                 return
             try:
                 self._index.refresh(log, locked=False)
@@ -329,7 +329,7 @@ class Session:
 
     # Reading -------------------------------------------------------------------------------------
 
-    def _get(self, key: str) -> Any:
+    def _get(self, key: str) -> Any:  # noqa: C901 (one loop, four outcomes)
         """Return the value of `key`, knowing nothing; ABSENT where there is none."""
         log = self._log
         try:
@@ -410,7 +410,7 @@ class Session:
         finally:
             log.lock.release()
 
-    def _find(self, key: str, *, sure: bool = False) -> Any:
+    def _find(self, key: str, *, sure: bool = False) -> Any:  # noqa: C901 (hot)
         """Return the `Place` of the live value of `key`, None, or DOUBTFUL for a dead flag.
 
         Parameters
@@ -418,8 +418,7 @@ class Session:
         sure
             Writers are kept out, so that a dead flag is an answer: None.
         """
-        if key.__class__ is not str and not isinstance(key, str):
-            hash(key)
+        if key.__class__ is not str and not _is_key(key):
             return None
         log = self._log
         batch = self._batch
@@ -483,8 +482,8 @@ class Session:
         value, own = entry.value, entry.own
         stop = entry.end - (frame.TRAILER_SIZE if own else 8)
         start, end, decoder = self._codec.resolve(self._views, value, stop, own=own)
-        reduces = own and decoder is not None and frame.reduces_at(
-            log.read(value, min(value + 32, stop))
+        reduces = (
+            own and decoder is not None and frame.reduces_at(log.read(value, min(value + 32, stop)))
         )
         return entry.end - 2, start, end, decoder, offset, reduces
 
@@ -521,11 +520,11 @@ class Session:
     def _old(self, entry: Place | int) -> Old | None:
         """Return what retiring `entry` needs; None where others deleted it already."""
         log = self._log
-        if entry.__class__ is tuple:
-            flag = entry[0]  # type: ignore[index]
-            old = (flag, entry[5], flag + 2 - entry[4])  # type: ignore[index]
+        if isinstance(entry, tuple):
+            flag = entry[0]
+            old = (flag, entry[5], flag + 2 - entry[4])
         else:
-            old = self._index.extent(log, entry)  # type: ignore[arg-type]
+            old = self._index.extent(log, entry)
             flag = old[0]
         m = log.map
         alive = m[flag] if flag < len(m) else log.byte(flag)
@@ -540,9 +539,7 @@ class Session:
                     "a pickler of your own cannot store a key of over 255 bytes or with surrogates"
                 )
             memo = self._index.memo(log)
-            log.append_foreign(
-                stored, lambda offset: pickler.write(value, offset, memo), old
-            )
+            log.append_foreign(stored, lambda offset: pickler.write(value, offset, memo), old)
             return
         body, reduces = encoded
         pieces = [prefix, *body] if prefix else body
@@ -577,9 +574,13 @@ class Session:
     def _vacuum_if_due(self) -> None:
         log = self._log
         dead = log.dead_size
-        if dead is not None and dead > AUTOVACUUM_MIN and dead > log.tail >> 1:
-            if self._batch is None:
-                self.vacuum()
+        if dead is None or dead <= AUTOVACUUM_MIN or dead <= log.tail >> 1 or self._batch:
+            return
+        self._begin_write()
+        try:
+            vacuum.vacuum(self)
+        finally:
+            self._end_write()
 
     def _merge(self, batch: Batch) -> None:
         """Take in a batch that was published."""
@@ -655,6 +656,12 @@ class Session:
             return self._log.file
         kind = "r+b" if self._log.writable else "rb"
         return open(self._log.fd, kind, buffering=0, closefd=False)  # type: ignore[return-value]
+
+
+def _is_key(key: object) -> bool:
+    """Whether a key can be in a store; TypeError, as a dict has it, where it is not hashable."""
+    hash(key)
+    return isinstance(key, str)
 
 
 def flush(file: BinaryIO) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .index import Index
-from .logfile import Log
+from pmshelve.mmapdict.index import Index
+from pmshelve.mmapdict.logfile import Log
 
 __all__ = ["Stats", "collect"]
 

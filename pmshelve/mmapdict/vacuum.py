@@ -2,7 +2,7 @@
 
 By replacement, where the file has a path of its own (R, in this order):
 
-    R1  write the live entries to a new file beside, lock it, sync it
+    R1  write the live entries to a new file beside, locked; sync it
     R2  mark the old inode as replaced and bump its commit number
     R3  rename the new file over the old name; sync the directory
     R4  break the old superblock's key opcode; unlock both
@@ -13,338 +13,196 @@ mmappickle handle on the old inode fail instead of writing into nothing.
 
 In place, where the file cannot be replaced (P):
 
-    P1  write the image (header to terminator) behind the file's end
-    P2  write a footer that says where it is; sync
-    P3  change the old generation, so that readers without a lock stop and wait
+    P1  write the image (header to terminator) behind the file's end; sync
+    P2  change the old generation, so that whoever has the file open stops, and waits for the lock
+    P3  write a footer that says where the image is; sync
     P4  copy the image to offset 0; sync
-    P5  truncate behind it
+    P5  cut the footer off; sync; truncate behind the new content
 
-A crash before P2 is complete leaves the old content with rubbish behind it; after that, the next
+A crash before P3 is complete leaves the old content with rubbish behind it; after that, the next
 writable opener finds the footer and does P4 and P5 again.  The image never overlaps its target.
+Both syncs around the footer guard against one that outlives its image, which would have rubbish
+copied over good content: the image is on the disk before the footer is written, and the footer gone
+from it before the image is, be it by the truncation or by entries that are appended over it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import re
 import secrets
 import struct
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from ..errors import CorruptionError, StateError, StorageError
-from ..storage import file as disk
-from ..storage.binary import U32, align_up, crc32
-from . import frame
-from .checkpoint import hash_key
-from .checkpoint_writer import build
-from .frame import COMMIT, MARK_REPLACED, MARKS_OFFSET, TERMINATOR
-from .index import CHECKPOINT_CLOSE_MIN, walk
-from .logfile import Log
-from .opcodes import find_buffers
-from .opening import current_boot
-from .picklers.base import Blob
-from .scan import Entry, read_entry
+from pmshelve.errors import CorruptionError, StateError, StoreFailedError
+from pmshelve.mmapdict import frame
+from pmshelve.mmapdict.frame import COMMIT, MARK_REPLACED, MARKS_OFFSET
+from pmshelve.mmapdict.image import Image, copy_data
+from pmshelve.mmapdict.index import CHECKPOINT_CLOSE_MIN
+from pmshelve.mmapdict.logfile import Log
+from pmshelve.mmapdict.picklers import codec
+from pmshelve.mmapdict.picklers.base import Foreign
+from pmshelve.storage import file as disk
+from pmshelve.storage.binary import U32, U64, align_up, crc32
+from pmshelve.storage.lock import UNLOCK
 
 if TYPE_CHECKING:
-    from .mapping import mmapdict
+    from pmshelve.mmapdict.mapping import mmapdict
 
-__all__ = ["clear", "convert", "finish_move", "rewrite", "vacuum"]
+__all__ = ["clear", "convert", "finish_move", "vacuum"]
+
+logger = logging.getLogger("pmshelve.mmapdict")
 
 _FOOTER = struct.Struct("<8sQQ")
 _FOOTER_MAGIC = b"PMSIMAGE"
 FOOTER_SIZE = _FOOTER.size + 8
-_BUFFER_SIZE = 1 << 20
+
+Fill = Callable[[Image], None]
+"""Adds the new content to an image; called again for another image if the first has no use."""
+Make = Callable[[int, int], Image]
+"""Writes an image into a file (a descriptor) from an offset on."""
 
 
 # What to do -----------------------------------------------------------------------------------
 
 
 def vacuum(store: mmapdict, *, chunk_size: int = 1 << 20, force: bool = False) -> None:
-    """Rewrite `store`, whose lock is held, if there is something to reclaim (or by `force`)."""
+    """Rewrite `store`, whose lock is held, if there is something to reclaim (or by `force`).
+
+    Raises
+    ------
+    CorruptionError
+        A live entry is damaged; nothing was changed.
+    """
     log = store._log
     if store._in_batch():
         raise StateError("a store cannot be vacuumed inside a batch", log.name)
-    if force or _is_reclaimable(store):
-        live = (read_entry(log.read, offset, log.tail) for offset in _live_offsets(store))
-        rewrite(store, live, chunk_size=chunk_size)
+    if log.path is not None and disk.is_named(log.fd, log.path):
+        _remove_leftovers(log.path)
+    if force or _is_reclaimable(log, store._index.checkpoint_offsets):
+        _rewrite(store, lambda image: image.add_live(log), chunk_size)
 
 
 def clear(store: mmapdict) -> None:
     """Make `store`, whose lock is held, an empty one."""
-    rewrite(store, ())
+    _rewrite(store, lambda _: None)
 
 
 def convert(store: mmapdict, content: dict[str, Any]) -> None:
     """Make a store of a file that holds an ordinary pickle of `content`; its lock is held."""
-    image = Image(0)
-    try:
+
+    def fill(image: Image) -> None:
         for key, value in content.items():
-            image.add_value(key, store._codec.encode(value))
-        image.finish(uuid.uuid4().bytes, commit=1, generation=0, face=1)
-        _install(store, image)
-    finally:
-        image.close()
+            encoded = store._codec.encode(value)
+            if isinstance(encoded, Foreign):  # its pickler needs the store, which is not there yet
+                encoded = codec.encode(value)
+            image.add_value(key, *encoded)
+
+    _rewrite(store, fill)
 
 
-def rewrite(store: mmapdict, live: Iterable[Entry], *, chunk_size: int = 1 << 20) -> None:
-    """Replace the file's content by these entries of it; the lock is held exclusively."""
-    log = store._log
-    block = log.superblock
-    image = Image(log.fd, chunk_size)
-    try:
-        for entry in live:
-            image.add_entry(log, entry)
-        image.finish(
-            block.identity if block else uuid.uuid4().bytes,
-            commit=frame.next_commit(log.commit),
-            generation=(block.generation + 1) & 0xFFFFFFFF if block else 0,
-            face=block.face if block else 1,
-        )
-        _install(store, image)
-    except OSError as error:
-        if isinstance(error, StorageError):
-            raise
-        raise disk.storage_error(error, "the store could not be rewritten", log.name) from error
-    finally:
-        image.close()
-
-
-def _is_reclaimable(store: mmapdict) -> bool:
+def _is_reclaimable(log: Log, in_use: Iterable[int]) -> bool:
     """Whether there is a dead entry other than the superblock and the checkpoints in use."""
-    log = store._log
-    in_use = store._index.checkpoint_offsets
-    for entry in walk(log):
-        if entry.flag == frame.LIVE or entry.stored == frame.SUPERBLOCK_KEY:
-            continue
-        if entry.stored == frame.INDEX_KEY and any(
-            entry.offset < offset < entry.end for offset in in_use
-        ):
-            continue
-        return True
-    return False
+    return log.dead_size is None or log.dead_size > sum(
+        _checkpoint_entry_size(log, offset) for offset in in_use
+    )
 
 
-def _live_offsets(store: mmapdict) -> Iterator[int]:
-    log = store._log
-    for entry in walk(log):
-        if entry.key is not None and entry.flag == frame.LIVE:
-            yield entry.offset
+def _checkpoint_entry_size(log: Log, data: int) -> int:
+    """Return the size of the entry of a checkpoint whose data is at an offset."""
+    head = b"\x8c" + bytes((len(frame.INDEX_KEY),)) + frame.INDEX_KEY
+    window = log.read(data - 128, data)  # which has the head and up to 65 bytes of padding
+    return int(U64.unpack_from(window, window.rindex(head) - 8)[0]) + 9
 
 
-# The image ------------------------------------------------------------------------------------
+def _remove_leftovers(path: str) -> None:
+    """Remove the new files of vacuums of the store at `path` that were killed; its lock is held.
 
-
-class _Span(Blob):
-    """Data to be copied from a place in the old file."""
-
-    __slots__ = ("source",)
-
-    def __init__(self, source: int, size: int, opcode: bytes) -> None:
-        super().__init__(size, None, opcode, aligned=opcode == b"\x96")
-        self.source = source
-
-
-class Image:
-    """A new file's bytes, from header to terminator, in a file without a name or beside the store.
-
-    Parameters
-    ----------
-    source
-        Descriptor that entries are copied from.
+    The lock says that no vacuum of this store is at work.  Where it says nothing (the file was
+    moved here from another name meanwhile), the new file's own lock does.
     """
-
-    def __init__(self, source: int, chunk_size: int = 1 << 20) -> None:
-        self._source = source
-        self._chunk_size = chunk_size
-        self._pending = bytearray()
-        self._written = frame.SUPERBLOCK_END
-        self._hashes: list[int] = []
-        self._offsets: list[int] = []
-        self._start = frame.SUPERBLOCK_END
-        self.fd = disk.open_scratch()
-        self.position = frame.SUPERBLOCK_END
-        self.dead_size = 0
-
-    def close(self) -> None:
-        """Drop the scratch file."""
-        disk.system.close(self.fd)
-
-    def add_entry(self, log: Log, entry: Entry) -> None:
-        """Add a live entry of the old file."""
-        if entry.key is None:
-            return
-        if not entry.own:
-            self._note(entry.key)
-            self.flush()
-            size = entry.end - entry.offset
-            self._copy(entry.offset, self.position, size)
-            disk.write_at(self.fd, b"\x880", self.position + size - 2)
-            self.position = self._written = self.position + size
-            return
-        stop = entry.end - frame.TRAILER_SIZE
-        pieces, reduces = take_apart(log.read, entry.value, stop)
-        prefix = log.read(entry.offset + frame.HEAD_SIZE + len(entry.stored), entry.value)
-        self._add(entry.key, entry.stored, prefix, pieces, reduces)
-
-    def add_value(self, key: str, encoded: Any) -> None:
-        """Add a value that was never in a file."""
-        stored, prefix = frame.encode_key(key)
-        body, reduces = encoded
-        self._add(key, stored, prefix, [body] if isinstance(body, bytes) else body, reduces)
-
-    def _add(
-        self, key: str, stored: bytes, prefix: bytes, pieces: list[bytes | Blob], reduces: bool
-    ) -> None:
-        self._note(key)
-        if all(isinstance(piece, bytes) for piece in pieces):
-            body = prefix + b"".join(pieces)  # type: ignore[arg-type]
-            self._write(frame.encode_entry(stored, body, reduces, self.position))
-            return
-        if prefix:
-            pieces = [prefix, *pieces]
-        self._place(frame.lay_out(stored, pieces, reduces, self.position))
-
-    def _note(self, key: str) -> None:
-        self._hashes.append(hash_key(key.encode("utf-8", "surrogatepass")))
-        self._offsets.append(self.position)
-
-    def _write(self, data: bytes) -> None:
-        self._pending += data
-        self.position += len(data)
-        if len(self._pending) >= _BUFFER_SIZE:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write what is pending."""
-        if self._pending:
-            disk.write_at(self.fd, self._pending, self._written)
-            self._pending.clear()
-        self._written = self.position
-
-    def _place(self, layout: frame.Layout) -> None:
-        for part in layout.parts:
-            if isinstance(part, bytes):
-                self._write(part)
-                continue
-            self.flush()
-            if isinstance(part, _Span):
-                self._copy(part.source, self.position, part.size)
-            elif part.chunks is not None:
-                disk.writev_at(self.fd, [memoryview(c) for c in part.chunks()], self.position)
-            self.position = self._written = self.position + part.size
-
-    def _copy(self, source: int, target: int, size: int) -> None:
-        """Copy data, leaving holes where there are holes."""
-        for start, length in _data_ranges(self._source, source, size):
-            while length:
-                count = min(length, self._chunk_size)
-                disk.copy_range(self._source, self.fd, count, start, target + start - source)
-                start, length = start + count, length - count
-
-    def finish(self, identity: bytes, *, commit: int, generation: int, face: int) -> None:
-        """Add the checkpoint, the terminator, and in front the header and the superblock."""
-        count = len(self._offsets)
-        pointer = b""
-        if count >= CHECKPOINT_CLOSE_MIN:
-            end = self.position
-            data = build(self._hashes, self._offsets, start=frame.HEADER_SIZE, end=end)
-            blob = Blob(len(data), lambda: [data])
-            layout = frame.lay_out(frame.INDEX_KEY, [blob], False, end, live=False)
-            self._place(layout)
-            self.dead_size = layout.size
-            pointer = frame.encode_pointer(layout.blobs[0][0], len(data), end)
-        self._write(TERMINATOR)
-        self.flush()
-        head = bytearray(
-            frame.encode_fresh(
-                identity,
-                commit=commit,
-                generation=generation,
-                face=face,
-                live_count=count,
-                dead_size=self.dead_size,
-                boot=current_boot(),
-                synced_end=self.position - len(TERMINATOR),
-            )
-        )
-        if pointer:
-            head[frame.INDEX_OFFSET : frame.INDEX_OFFSET + len(pointer)] = pointer
-        disk.write_at(self.fd, head, 0)
+    directory, name = os.path.split(path)
+    leftover = re.compile(re.escape(f".{name}.") + r"[0-9a-f]{8}\.vacuum")
+    with contextlib.suppress(OSError):
+        for found in os.listdir(directory):
+            if leftover.fullmatch(found):
+                _remove_unlocked(os.path.join(directory, found))
 
 
-def take_apart(read: frame.Read, value: int, stop: int) -> tuple[list[bytes | Blob], bool]:
-    """Return an own entry's value opcodes as pieces, without padding, and whether it reduces."""
-    opening = read(value, min(value + len(frame.BUFFERS_HEAD), stop))
-    pieces: list[bytes | Blob] = []
-    position = value
-    if opening == frame.BUFFERS_HEAD:
-        buffers, position = find_buffers(read, value + len(opening), stop)
-        pieces.append(opening)
-        pieces += [_Span(offset, size, b"\x96") for offset, size in buffers]
-        pieces.append(frame.BUFFERS_END)
-        position += len(frame.BUFFERS_END)
-    elif opening.startswith(frame.GENERIC_PREFIX):
-        pieces.append(frame.GENERIC_PREFIX)
-        position += len(frame.GENERIC_PREFIX)
-    reduces = bool(pieces)
-    opcode, size = frame.opcode_at(read, position)
-    if opcode in (b"\x8d", b"\x8e", b"\x96"):
-        pieces.append(_Span(position + 9, size - 9, opcode))
-    else:
-        pieces.append(read(position, position + size))
-    if reduces:
-        pieces.append(b"\x85")
-    return pieces, reduces
-
-
-def _data_ranges(fd: int, offset: int, size: int) -> Iterator[tuple[int, int]]:
-    """Yield (offset, size) of what is not a hole in a range of a file."""
-    seek_data = getattr(os, "SEEK_DATA", None)
-    if size < _BUFFER_SIZE or seek_data is None:
-        yield offset, size
-        return
-    stop = offset + size
-    position = os.lseek(fd, 0, os.SEEK_CUR)
+def _remove_unlocked(path: str) -> None:
+    fd = disk.system.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        while offset < stop:
-            try:
-                start = os.lseek(fd, offset, seek_data)
-            except OSError:  # ENXIO: nothing but a hole up to the end
-                return
-            if start >= stop:
-                return
-            offset = min(os.lseek(fd, start, os.SEEK_HOLE), stop)
-            yield start, offset - start
+        with contextlib.suppress(BlockingIOError):
+            disk.system.flock(fd, disk.LOCK_EXCLUSIVE)
+            disk.unlink(path)
     finally:
-        os.lseek(fd, position, os.SEEK_SET)
+        disk.system.close(fd)
 
 
 # Putting it in place --------------------------------------------------------------------------
 
 
-def _install(store: mmapdict, image: Image) -> None:
-    """Make the image the store's content, and read it anew."""
+def _rewrite(store: mmapdict, fill: Fill, chunk_size: int = 1 << 20) -> None:
+    """Make an image the file's content, and read it anew; the lock is held exclusively."""
     log = store._log
-    exclusive = log.exclusive
-    log.exclusive = False
-    if not (log.path is not None and _replace(store, image)):
-        _move_in_place(log, image)
+    block = log.superblock
+
+    def make(fd: int, base: int) -> Image:
+        image = Image(fd, base, log.fd, chunk_size)
+        fill(image)
+        image.finish(
+            block.identity if block else uuid.uuid4().bytes,
+            commit=frame.next_commit(log.commit),
+            generation=(block.generation + 1) & 0xFFFFFFFF if block else 0,
+            face=block.face if block else 1,
+            indexed=image.count >= CHECKPOINT_CLOSE_MIN,
+        )
+        return image
+
+    with disk.reporting("the store could not be rewritten", log.name):
+        if log.path is None or not _replace(log, log.path, make):
+            _move_in_place(log, make)
+    _read_anew(store)
+
+
+def _read_anew(store: mmapdict) -> None:
+    """Take in the new content.
+
+    That it could not be read is for the next call to tell, which tries again: this one has done
+    what it was asked for.
+    """
+    log = store._log
+    exclusive, log.exclusive = log.exclusive, False
     store._views.forget()
-    store._load()
-    if exclusive:
-        store._seize()
+    try:
+        store._load()
+    except OSError as error:
+        logger.warning("%s: rewritten, but not read yet: %s", log.name, str(error))
+    else:
+        if exclusive:
+            store._seize()
 
 
-def _replace(store: mmapdict, image: Image) -> bool:
+def _replace(log: Log, path: str, make: Make) -> bool:
     """R1 to R4; False where the file cannot be replaced."""
-    log = store._log
-    path = log.path
-    assert path is not None
-    info = os.fstat(log.fd)
-    if info.st_nlink != 1 or not disk.is_named(log.fd, path):
+    if os.fstat(log.fd).st_nlink != 1 or not disk.is_named(log.fd, path):
         return False
+    try:
+        # Opened now: once the name is taken, nothing but the sync may fail.
+        directory = disk.open_directory(path)
+    except OSError:
+        return False
+    try:
+        return _replace_in(directory, log, path, make)
+    finally:
+        disk.system.close(directory)
+
+
+def _replace_in(directory: int, log: Log, path: str, make: Make) -> bool:
     beside = os.path.join(
         os.path.dirname(path), f".{os.path.basename(path)}.{secrets.token_hex(4)}.vacuum"
     )
@@ -352,90 +210,138 @@ def _replace(store: mmapdict, image: Image) -> bool:
         fd = disk.system.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except OSError:
         return False
-    done = False
     try:
-        if not disk.copy_owner(fd, info):
-            return False
         disk.system.flock(fd, disk.LOCK_EXCLUSIVE)
-        for start, length in _data_ranges(image.fd, 0, image.position):
-            disk.copy_range(image.fd, fd, length, start, start)
-        disk.truncate(fd, image.position)
+        if not disk.copy_owner(fd, os.fstat(log.fd)):
+            return False
+        make(fd, 0)
         disk.datasync(fd)  # R1
-        done = _swap_names(log, beside, path)
+        if not _take_name(log, beside, path):
+            return False
+        _sync_name(log, directory)
+        if log.tail > frame.FIRST_ENTRY:
+            log.poke(frame.KEY_OPCODE_OFFSET, b"\x8d")  # R4
+        _go_over(log, fd)
+        return True
     finally:
-        if not done:
+        if log.fd != fd:
             disk.system.close(fd)
             with contextlib.suppress(OSError):
                 disk.unlink(beside)
-    if done:
-        log.lock.move(fd)
-        log.attach(fd)
-    return done
 
 
-def _swap_names(log: Log, beside: str, path: str) -> bool:
-    """R2 to R4."""
-    block = log.superblock
+def _go_over(log: Log, fd: int) -> None:
+    """Work with the new file, which is locked, and unlock the old one."""
+    log.lock.rebind(fd)
+    with contextlib.suppress(OSError):
+        disk.system.flock(log.fd, UNLOCK)  # closing does not unlock what views have duplicates of
+    log.attach(fd)
+
+
+def _take_name(log: Log, beside: str, path: str) -> bool:
+    """R2 and R3, less its sync; False where the name cannot be taken."""
+    block = log.superblock if log.map else None
     if log.map:
         log.map[18:22] = COMMIT.pack(frame.next_commit(log.commit))
-    if block is not None and log.map:
+    if block is not None:
         log.poke(MARKS_OFFSET, bytes((block.marks | MARK_REPLACED,)))  # R2
     try:
         disk.replace(beside, path)  # R3
     except OSError:
-        if block is not None and log.map:
+        if block is not None:
             log.poke(MARKS_OFFSET, bytes((block.marks,)))
+        if log.map:
             log.map[18:22] = COMMIT.pack(log.commit)
         return False
-    try:
-        disk.sync_directory(path)
-    except OSError as error:
-        raise disk.storage_error(error, "the directory could not be synced", log.name) from error
-    if log.tail > frame.FIRST_ENTRY:
-        log.poke(frame.KEY_OPCODE_OFFSET, b"\x8d")  # R4
     return True
 
 
-def _move_in_place(log: Log, image: Image) -> None:
-    """P1 to P5."""
-    end = log.size
-    size = image.position
-    base = align_up(max(end, size), 512)
+def _sync_name(log: Log, directory: int) -> None:
+    """Do the sync of R3."""
     try:
-        for start, length in _data_ranges(image.fd, 0, size):
-            disk.copy_range(image.fd, log.fd, length, start, base + start)  # P1
-        footer = _FOOTER.pack(_FOOTER_MAGIC, base, size)
-        disk.write_at(log.fd, footer + U32.pack(crc32(footer)) + bytes(4), base + size)
-        disk.datasync(log.fd)  # P2
-    except OSError:
-        disk.truncate(log.fd, end)
+        disk.sync_names(directory)
+    except OSError as error:
+        log.fail()
+        raise StoreFailedError(
+            "the store was rewritten, but its directory could not be synced",
+            log.name,
+            hint="close this store and open it again",
+            cause=error,
+        ) from error
+
+
+def _move_in_place(log: Log, make: Make) -> None:
+    """P1 to P5."""
+    end = footer = log.size
+    try:
+        base, size = _write_behind(log, end, make)  # P1
+        _announce(log)  # P2
+        footer = base + size
+        data = _FOOTER.pack(_FOOTER_MAGIC, base, size)
+        disk.write_at(log.fd, data + U32.pack(crc32(data)) + bytes(4), footer)
+        log.datasync()  # P3
+    except BaseException:
+        _undo_move(log, end, footer)
         raise
-    if log.map and len(log.map) >= frame.HEADER_SIZE:
+    _copy_down(log, base, size)
+
+
+def _write_behind(log: Log, end: int, make: Make) -> tuple[int, int]:
+    """Write the image behind the file's end; return where it is, and its size."""
+    base = align_up(end, 512)
+    size = make(log.fd, base).position
+    if size > base:  # there must be room for it in front of it
+        copy_data(log.fd, log.fd, base, base + align_up(size, 512), size)
+        base += align_up(size, 512)
+    log.datasync()
+    return base, size
+
+
+def _announce(log: Log) -> None:
+    """Make whoever has the file open look at it anew, once the lock is free."""
+    if log.map:
         if log.superblock is not None:
             generation = (log.superblock.generation + 1) & 0xFFFFFFFF
             log.poke(frame.GENERATION_OFFSET, U32.pack(generation))
-        log.poke(frame.COMMIT_OFFSET, COMMIT.pack(frame.next_commit(log.commit)))  # P3
-    _copy_down(log, base, size)
-    log.remap()
+        log.poke(frame.COMMIT_OFFSET, COMMIT.pack(frame.next_commit(log.commit)))
+
+
+def _undo_move(log: Log, end: int, footer: int) -> None:
+    """Take back what precedes the copy down; `footer` is `end` if none was written."""
+    try:
+        if footer != end:
+            disk.truncate(log.fd, footer)
+            disk.datasync(log.fd)
+        disk.truncate(log.fd, end)
+        if log.map:
+            if log.superblock is not None:
+                log.poke(frame.GENERATION_OFFSET, U32.pack(log.superblock.generation))
+            log.poke(frame.COMMIT_OFFSET, COMMIT.pack(log.commit))
+    except OSError:
+        log.fail()
 
 
 def _copy_down(log: Log, base: int, size: int) -> None:
+    """P4 and P5."""
+    problem = "the vacuum in place was interrupted; reopening completes it"
     try:
-        # Holes are copied as zeros here: what they go over is not empty.
-        disk.copy_range(log.fd, log.fd, size, base, 0)
-        disk.datasync(log.fd)  # P4
-        disk.truncate(log.fd, size)  # P5
-    except OSError as error:
+        with disk.reporting(problem, log.name):
+            # Holes are copied as zeros here: what they go over is not empty.
+            disk.copy_range(log.fd, log.fd, size, base, 0)
+            disk.datasync(log.fd)  # P4
+            disk.truncate(log.fd, base + size)  # P5
+            disk.datasync(log.fd)
+            disk.truncate(log.fd, size)
+    except BaseException:
         log.fail()
-        raise disk.storage_error(
-            error, "the vacuum in place was interrupted; reopening completes it", log.name
-        ) from error
+        raise
 
 
 def finish_move(log: Log) -> None:
     """Complete a move in place that was cut short, if there was one; the lock is held."""
-    end = log.size
-    footer = log.pread(max(0, end - FOOTER_SIZE), end)
+    with disk.reporting("the file could not be read", log.name):
+        end = log.size
+        footer = log.pread(max(0, end - FOOTER_SIZE), end)
     if len(footer) != FOOTER_SIZE or not footer.startswith(_FOOTER_MAGIC):
         return
     _, base, size = _FOOTER.unpack(footer[:24])
@@ -448,4 +354,3 @@ def finish_move(log: Log) -> None:
             "a vacuum in place was cut short", log.name, hint="open it writable once: that ends it"
         )
     _copy_down(log, base, size)
-

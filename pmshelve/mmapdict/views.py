@@ -14,9 +14,9 @@ import weakref
 from collections import deque
 from typing import Any
 
-from ..storage import file as disk
-from ..storage.binary import align_up
-from .logfile import Log
+from pmshelve.mmapdict.logfile import Log
+from pmshelve.storage import file as disk
+from pmshelve.storage.binary import align_up
 
 __all__ = ["COPY_SIZE_MAX", "MAPS_MAX", "PUNCH_SIZE_MIN", "Views"]
 
@@ -38,7 +38,9 @@ class Views:
         self.mmap_mode = mmap_mode
         self.allow_pickle = allow_pickle
         self.ended: deque[tuple[Any, int]] = deque()
-        self.forget()
+        self._refs: set[Any] = set()
+        self._live: dict[int, int] = {}
+        self._doomed: list[tuple[set[int], list[tuple[int, int]]]] = []
 
     @property
     def path(self) -> str | None:
@@ -123,9 +125,9 @@ class Views:
 
     def forget(self) -> None:
         """Drop all accounts: the maps live on by themselves."""
-        self._refs: set[Any] = set()
-        self._live: dict[int, int] = {}
-        self._doomed: list[tuple[set[int], list[tuple[int, int]]]] = []
+        self._refs = set()
+        self._live = {}
+        self._doomed = []
 
     def _punch(self, blobs: list[tuple[int, int]]) -> None:
         page = mmap.PAGESIZE

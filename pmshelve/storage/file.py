@@ -21,7 +21,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ..errors import NoSpaceError, PmshelveError, StorageError
+from pmshelve.errors import NoSpaceError, PmshelveError, StorageError
 
 __all__ = [
     "CALL_SIZE_MAX",
@@ -318,9 +318,7 @@ def copy_range(source: int, target: int, size: int, source_offset: int, target_o
         copied = 0
         if system.copy_file_range is not None:
             try:
-                copied = system.copy_file_range(
-                    source, target, count, source_offset, target_offset
-                )
+                copied = system.copy_file_range(source, target, count, source_offset, target_offset)
             except OSError as error:
                 if error.errno in _NO_SPACE or error.errno == errno.EIO:
                     raise

@@ -14,8 +14,8 @@ import os
 import threading
 import time
 
-from ..errors import LockTimeoutError, StorageError
-from .file import system
+from pmshelve.errors import LockTimeoutError, StorageError
+from pmshelve.storage.file import system
 
 __all__ = ["EXCLUSIVE", "SHARED", "FileLock", "holder_of"]
 
@@ -44,6 +44,8 @@ class FileLock:
 
     def __init__(self, fd: int, path: object, timeout: float | None) -> None:
         self._fd = fd
+        self._depth = 0
+        self._pinned = False
         self.renew()
         self.path = path
         self.timeout = timeout
@@ -65,17 +67,24 @@ class FileLock:
             return
         try:
             system.flock(self._fd, operation)
-        except BaseException as error:
-            try:
-                if isinstance(error, BlockingIOError):
-                    self._wait_for_processes(operation)
-                elif operation != SHARED or not _is_unsupported(error):
-                    raise self._refusal(error) from None
-                # Reading where there are no locks: nobody can write there either.
-            except BaseException:
-                self._leave()
-                raise
+        except OSError as error:
+            self._insist(error, operation)
+        except BaseException:
+            self._leave()
+            raise
         self._depth = 1
+
+    def _insist(self, error: OSError, operation: int) -> None:
+        """Go on after the file's lock was not had at once, or give the threads' lock back."""
+        try:
+            if isinstance(error, BlockingIOError):
+                self._wait_for_processes(operation)
+            elif operation != SHARED or not _is_unsupported(error):
+                # Reading goes on where there are no locks: nobody can write there either.
+                raise self._refusal(error) from None
+        except BaseException:
+            self._leave()
+            raise
 
     def release(self) -> None:
         """Undo one `acquire`."""

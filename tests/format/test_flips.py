@@ -42,6 +42,11 @@ class Store:
         self.entries = [found for found in Recovery(read, len(data)) if isinstance(found, Entry)]
         assert list(check_bytes(read, len(data))) == []
 
+    @property
+    def last_offset(self) -> int:
+        """Where the last entry, or the terminator of an empty file, is."""
+        return self.entries[-1].offset if self.entries else 24
+
     def value_at(self, offset: int) -> str | None:
         """Return the key whose live value has a byte there."""
         for entry in self.entries:
@@ -210,6 +215,8 @@ def test_a_flipped_bit_costs_no_value_but_its_own(name: str, path: Path, profile
     for offset, bit in flips(store, profile.factor):
         if store.is_unchecked_key(offset):
             continue  # the value is found under another key, whose own it may hide
+        if name != "own" and offset >= store.last_offset:
+            continue  # of mmappickle's last entry nobody can tell damage from a write cut short
         data = bytearray(store.data)
         data[offset] ^= 1 << bit
         path.write_bytes(data)

@@ -26,6 +26,7 @@ from pmshelve.mmapdict.opcodes import (
     MARK,
     NEWOBJ_EX,
     SETITEM,
+    SHORT_BINBYTES,
     TUPLE1,
     Global,
     emit,
@@ -50,6 +51,7 @@ __all__ = [
     "encode_generic",
     "forget_writers",
     "loads",
+    "raw_of_pickle",
 ]
 
 BUFFER_SIZE_MIN: Final = 1024
@@ -217,6 +219,12 @@ def loads(source: Source, data: Any, offset: int, buffers: Any = None) -> Any:
         raise CorruptionError(
             f"the value cannot be unpickled: {error}", source.path, offset=offset
         ) from error
+
+
+def raw_of_pickle(body: bytes, start: int = 0) -> tuple[int, int]:
+    """Return where raw is in the body of a value without large buffers, which begins at `start`."""
+    start += len(PICKLE_HEAD)
+    return start + (2 if body[start] == SHORT_BINBYTES[0] else 5), len(body) - 1
 
 
 def decode_pickle(source: Source, start: int, stop: int) -> Any:

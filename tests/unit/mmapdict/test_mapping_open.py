@@ -19,9 +19,11 @@ from pmshelve.errors import (
     PickleRefusedError,
     PmshelveError,
     ReadOnlyError,
+    StorageError,
     WrongDoorError,
 )
 from pmshelve.mmapdict import mmapdict
+from pmshelve.storage import file as file_layer
 from tests.support.processes import run_isolated
 from tests.support.stores import assert_content, assert_sound, fixture
 from tests.support.values import assert_same
@@ -551,3 +553,47 @@ assert "numpy" not in sys.modules
     assert out.split() == [b"refused"]
     with mmapdict(path) as store:
         assert_sound(store, {"buffers": bytearray(100_000), "a": "replaced", "d": None})
+
+
+# Creating, down to the disk ---------------------------------------------------------------------
+
+
+def test_creation_syncs_the_name_and_then_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "store"
+    other = tmp_path / "other"
+    synced: list[tuple[int, int]] = []
+
+    def sync(fd: int) -> None:
+        synced.append((os.fstat(fd).st_ino, path.stat().st_size))
+
+    monkeypatch.setattr(file_layer.system, "fsync", sync)
+    monkeypatch.setattr(file_layer.system, "fdatasync", sync)
+    with mmapdict(path):
+        size = path.stat().st_size
+    assert synced == [(tmp_path.stat().st_ino, 0), (path.stat().st_ino, size)]
+    with mmapdict(path):
+        pass
+    with other.open("w+b") as stream, mmapdict(stream):
+        pass
+    assert synced[2:] == [(other.stat().st_ino, size)]
+
+
+@pytest.mark.parametrize("call", ["fsync", "fdatasync"])
+def test_creation_that_cannot_be_synced_leaves_an_empty_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    path = tmp_path / "store"
+
+    def refuse(_fd: int) -> None:
+        raise OSError(errno.EIO, "no")
+
+    with monkeypatch.context() as context:
+        context.setattr(file_layer.system, call, refuse)
+        with pytest.raises(StorageError) as caught:
+            mmapdict(path)
+    assert (caught.value.errno, caught.value.filename) == (errno.EIO, str(path))
+    assert path.read_bytes() == b""
+    with mmapdict(path) as store:
+        store["a"] = 1

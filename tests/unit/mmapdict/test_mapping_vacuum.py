@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import pickle
 import stat
@@ -12,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pmshelve.mmapdict import mmapdict
+from pmshelve.errors import CorruptionError, StoreFailedError
+from pmshelve.mmapdict import EmptyNDArray, mmapdict
 from pmshelve.storage import file as file_layer
 from tests.support.processes import Worker
 from tests.support.stores import assert_content, assert_sound, fixture
@@ -419,3 +422,139 @@ def test_clear_of_an_empty_store(store: mmapdict) -> None:
     store.clear()
     store.clear()
     assert_sound(store, {})
+
+
+# What is written --------------------------------------------------------------------------------
+
+
+def test_vacuumed_file_is_that_of_a_store_filled_anew(tmp_path: Path) -> None:
+    """Entries that move as they are, and those laid out anew, are what a put would write."""
+    content = {f"key {i}": ("text" * i, b"0" * i, [i] * i, np.arange(i))[i % 4] for i in range(600)}
+    content |= {"L" * 300: 1, "\0pmshelve/x": 2, "long": "x" * 70_000, "raw": ["y" * 70_000]}
+    files = []
+    for name, crowd in ("fresh", False), ("crowded", True):
+        path = tmp_path / name
+        with mmapdict(path) as store:
+            for number, (key, value) in enumerate(content.items()):
+                store[key] = value
+                if crowd:
+                    store["dead"] = "x" * (number % 97)
+            if crowd:
+                del store["dead"]
+                store.vacuum()
+            assert_sound(store, content)
+            end = store.stats().size if not crowd else None
+        files.append((path.read_bytes(), end))
+    (fresh, end), (crowded, _) = files
+    assert crowded[254 : end - 11] == fresh[254 : end - 11]
+
+
+def test_vacuum_after_vacuum_finds_nothing_to_do(path: Path) -> None:
+    with mmapdict(path) as store:
+        store.update({str(i): i for i in range(2000)})
+        del store["7"]
+        store.vacuum()
+        inode = path.stat().st_ino
+        store.vacuum()
+        assert path.stat().st_ino == inode
+        store.update({str(i): i for i in range(2000, 2600)})
+        store.vacuum()  # the batch's own entry is dead
+        for number in range(3000, 3600):
+            store[str(number)] = number
+        inode = path.stat().st_ino
+    with mmapdict(path) as again:  # with another checkpoint
+        assert again.stats().dead_size > 0
+        again.vacuum()
+        assert path.stat().st_ino == inode
+        del again["3000"]
+        again.vacuum()
+        assert path.stat().st_ino != inode
+
+
+@pytest.mark.parametrize("key", ["small", "array"])
+def test_damaged_entry_is_not_given_a_new_checksum(path: Path, key: str) -> None:
+    with mmapdict(path) as store:
+        store["dead"] = 1
+        store.update(small="spoil me", array=np.ones(3), kept=1)
+        del store["dead"]
+        data = path.read_bytes()
+        at = data.index(b"spoil me" if key == "small" else b"ndarray")
+        with path.open("r+b") as stream:
+            stream.seek(at)
+            stream.write(b"S")
+        before = path.read_bytes()
+        with pytest.raises(CorruptionError) as caught:
+            store.vacuum()
+        assert (caught.value.invariant, caught.value.path) == ("L3", str(path))
+        assert before[:18] + before[22:] == path.read_bytes()[:18] + path.read_bytes()[22:]
+        assert os.listdir(path.parent) == [path.name]
+        assert store["kept"] == 1
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_image_larger_than_the_pickle_it_replaces(path: Path, in_place: bool) -> None:
+    content = {f"key {i}": float(i) for i in range(3000)}
+    path.write_bytes(pickle.dumps(content, 4))
+    if in_place:
+        os.link(path, path.with_name("link"))
+    before = path.stat()
+    with mmapdict(path) as store:
+        assert path.stat().st_size > before.st_size
+        assert (path.stat().st_ino == before.st_ino) is in_place
+        assert_sound(store, content)
+
+
+def test_holes_stay_holes(store: mmapdict, path: Path) -> None:
+    store["dead"] = bytes(1000)
+    store["sparse"] = EmptyNDArray((50_000_000,), "u1")
+    store["sparse"][40_000_000] = 7
+    del store["dead"]
+    store.vacuum()
+    assert path.stat().st_size > 50_000_000
+    assert path.stat().st_blocks * 512 < 5_000_000
+    assert store["sparse"][40_000_000] == 7
+    assert store["sparse"].sum() == 7
+
+
+# What a killed vacuum leaves --------------------------------------------------------------------
+
+
+def test_new_file_of_a_killed_vacuum_is_removed_by_the_next(store: mmapdict, path: Path) -> None:
+    stray = path.with_name(f".{path.name}.0123abcd.vacuum")
+    locked = path.with_name(f".{path.name}.4567cdef.vacuum")
+    others = [path.with_name(f".{path.name}.x.vacuum"), path.with_name(".other.0123abcd.vacuum")]
+    for file in (stray, locked, *others):
+        file.write_bytes(b"half an image")
+    with locked.open("rb") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        store.vacuum()
+        assert not stray.exists()
+        assert locked.exists()
+    store.vacuum()
+    assert sorted(os.listdir(path.parent)) == sorted(file.name for file in (path, *others))
+
+
+@pytest.mark.parametrize("announced", [False, True])
+def test_directory_that_cannot_be_synced_fails_the_store(
+    path: Path, monkeypatch: pytest.MonkeyPatch, announced: bool
+) -> None:
+    store = mmapdict(path)
+    content = _fill(store)
+
+    def refuse(_fd: int) -> None:
+        raise OSError(errno.EINVAL if announced else errno.EIO, "no")
+
+    monkeypatch.setattr(file_layer.system, "fsync", refuse)
+    if announced:  # a file system without a sync of directories says so
+        store.vacuum()
+        assert_sound(store, content)
+    else:
+        with pytest.raises(StoreFailedError) as caught:
+            store.vacuum()
+        assert (caught.value.errno, caught.value.filename) == (errno.EIO, str(path))
+        with pytest.raises(StoreFailedError):
+            store["a"] = 1
+    store.close()
+    with mmapdict(path) as store:
+        assert_sound(store, content)
+        assert os.listdir(path.parent) == [path.name]
