@@ -148,7 +148,10 @@ class Log:
 
     def pread(self, start: int, stop: int) -> bytes:
         """Return the file's bytes between two offsets; never faults, fewer at the file's end."""
-        return disk.read_at(self.fd, stop - start, start)
+        try:
+            return disk.read_at(self.fd, stop - start, start)
+        except OSError as error:
+            raise disk.storage_error(error, "the file could not be read", self.name) from error
 
     def read(self, start: int, stop: int) -> bytes:
         """Return bytes below the tail, from the map where it reaches."""
@@ -157,7 +160,7 @@ class Log:
             stage.flush()  # a batch reads what it wrote itself
         elif stop <= len(self.map) and stop <= self.tail + TERMINATOR_SIZE:
             return self.map[start:stop]  # type: ignore[no-any-return]
-        return disk.read_at(self.fd, stop - start, start)
+        return self.pread(start, stop)
 
     def byte(self, offset: int) -> int:
         """Return one byte below the tail."""
@@ -187,7 +190,10 @@ class Log:
                     disk.truncate(self.fd, size)
             except OSError:
                 pass  # a file size limit, or a file system that cannot: the exact map will do
-        self.map = disk.map_file(self.fd, max(size, 1), writable=self.writable) if size else b""
+        try:
+            self.map = disk.map_file(self.fd, size, writable=self.writable) if size else b""
+        except OSError as error:
+            raise disk.storage_error(error, "the file could not be mapped", self.name) from error
 
     # Coming and going -------------------------------------------------------------------------
 

@@ -51,7 +51,7 @@ from pmshelve.storage.binary import U32, U64, align_up, crc32
 from pmshelve.storage.lock import UNLOCK
 
 if TYPE_CHECKING:
-    from pmshelve.mmapdict.mapping import mmapdict
+    from pmshelve.mmapdict.session import Session
 
 __all__ = ["clear", "convert", "finish_move", "vacuum"]
 
@@ -70,7 +70,7 @@ Make = Callable[[int, int], Image]
 # What to do -----------------------------------------------------------------------------------
 
 
-def vacuum(store: mmapdict, *, chunk_size: int = 1 << 20, force: bool = False) -> None:
+def vacuum(store: Session, *, chunk_size: int = 1 << 20, force: bool = False) -> None:
     """Rewrite `store`, whose lock is held, if there is something to reclaim (or by `force`).
 
     Raises
@@ -87,12 +87,12 @@ def vacuum(store: mmapdict, *, chunk_size: int = 1 << 20, force: bool = False) -
         _rewrite(store, lambda image: image.add_live(log), chunk_size)
 
 
-def clear(store: mmapdict) -> None:
+def clear(store: Session) -> None:
     """Make `store`, whose lock is held, an empty one."""
     _rewrite(store, lambda _: None)
 
 
-def convert(store: mmapdict, content: dict[str, Any]) -> None:
+def convert(store: Session, content: dict[str, Any]) -> None:
     """Make a store of a file that holds an ordinary pickle of `content`; its lock is held."""
 
     def fill(image: Image) -> None:
@@ -146,7 +146,7 @@ def _remove_unlocked(path: str) -> None:
 # Putting it in place --------------------------------------------------------------------------
 
 
-def _rewrite(store: mmapdict, fill: Fill, chunk_size: int = 1 << 20) -> None:
+def _rewrite(store: Session, fill: Fill, chunk_size: int = 1 << 20) -> None:
     """Make an image the file's content, and read it anew; the lock is held exclusively."""
     log = store._log
     block = log.superblock
@@ -169,7 +169,7 @@ def _rewrite(store: mmapdict, fill: Fill, chunk_size: int = 1 << 20) -> None:
     _read_anew(store)
 
 
-def _read_anew(store: mmapdict) -> None:
+def _read_anew(store: Session) -> None:
     """Take in the new content.
 
     That it could not be read is for the next call to tell, which tries again: this one has done
