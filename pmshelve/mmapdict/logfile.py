@@ -345,6 +345,7 @@ class Log:
     def fail(self) -> None:
         """Refuse all further work: the disk's state is unknown."""
         self.failed = True
+        self.exclusive = self.ready = False
         self.state = self.sound = UNSOUND
 
     def datasync(self) -> None:

@@ -140,6 +140,7 @@ class Session:
         try:
             while self._is_replaced():
                 self._follow()
+            vacuum.finish_move(log)
             log.damage = None
             self._index.load(log, locked=log.writable)
         except CorruptionError as error:
