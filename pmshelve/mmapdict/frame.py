@@ -153,6 +153,8 @@ def decode_state(data: bytes) -> State | None:
     commit, magic, identity, generation, marks, face, stamp, live, dead, boot = _STATE.unpack(data)
     if magic != MAGIC or data[17:28] != SUPERBLOCK_KEY:
         return None
+    if face >= len(FACES):
+        face = 0
     return State(commit, identity, generation, marks, face, stamp, live, dead, boot)
 
 
@@ -237,7 +239,8 @@ def is_torn_creation(data: bytes) -> bool:
     return (len(kept) < FIRST_ENTRY and fresh.startswith(kept)) or (
         len(data) < FRESH_SIZE
         and data[:17] == fresh[:17]
-        and data[FIRST_ENTRY : FIRST_ENTRY + 40] == fresh[FIRST_ENTRY : FIRST_ENTRY + 40]
+        and len(data) > FIRST_ENTRY
+        and fresh[FIRST_ENTRY : FIRST_ENTRY + 32].startswith(data[FIRST_ENTRY : FIRST_ENTRY + 32])
     )
 
 

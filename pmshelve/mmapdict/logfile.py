@@ -279,7 +279,8 @@ class Log:
         if block is None or not block.settled:
             self.live_count = self.dead_size = None
         else:
-            self.live_count = block.live_count if block.live_count < COUNT_MAX else None
+            # A count that was damaged must not reach len(), whose value list() believes.
+            self.live_count = block.live_count if block.live_count <= self.size // 20 else None
             self.dead_size = block.dead_size if block.dead_size < COUNT_MAX else None
         self.state = state
         self.sound = (

@@ -9,7 +9,7 @@ import pickle
 import uuid
 from typing import Any
 
-from pmshelve.errors import NotAStoreError, VersionError
+from pmshelve.errors import CorruptionError, NotAStoreError, VersionError
 from pmshelve.mmapdict import frame
 from pmshelve.mmapdict.frame import TERMINATOR
 from pmshelve.mmapdict.logfile import BOOT_UNKNOWN, Log, open_descriptor
@@ -148,6 +148,15 @@ def _read_pickle(log: Log, *, convert: bool) -> dict[str, Any]:
     """Return the dict that an ordinary pickle holds."""
     if log.pread(0, 1) not in (b"\x80", b"(", b"}"):
         raise NotAStoreError("not an mmapdict file", log.name, hint="the file was left as it is")
+    if log.pread(max(0, log.size - len(TERMINATOR)), log.size) == TERMINATOR:
+        # No pickler ends a pickle like this: it is a store, and what broke is its header.
+        raise CorruptionError(
+            "the header is damaged",
+            log.name,
+            hint="the file was left as it is",
+            offset=0,
+            invariant="L1",
+        )
     if not convert:
         raise NotAStoreError(
             "not an mmapdict file (an ordinary pickle, perhaps)",

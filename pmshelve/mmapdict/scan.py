@@ -172,7 +172,7 @@ class Scan:
             crcs = frame.entry_crc(
                 self._read, entry.offset, entry.end, entry.value, plain=entry.key is not None
             )
-        except ValueError as error:
+        except (ValueError, IndexError) as error:
             raise Irregular(entry.offset, str(error)) from None
         if crc != crcs[0] and crc != crcs[1]:
             raise Irregular(entry.offset, "the checksum is wrong", "L3")

@@ -45,7 +45,8 @@ from pmshelve.mmapdict.logfile import CLEAN, UNSOUND, Log, open_descriptor
 from pmshelve.mmapdict.opening import current_boot, open_log, prepare
 from pmshelve.mmapdict.picklers.base import Foreign
 from pmshelve.mmapdict.picklers.builtin import Codec
-from pmshelve.mmapdict.scan import Irregular, Scan, place_of_bytes, read_entry
+from pmshelve.mmapdict.scan import Irregular, place_of_bytes, read_entry
+from pmshelve.mmapdict.soundness import explain
 from pmshelve.mmapdict.views import PUNCH_SIZE_MIN, Views
 from pmshelve.storage import file as disk
 from pmshelve.storage.lock import EXCLUSIVE, SHARED
@@ -366,19 +367,9 @@ class Session:
 
     def _blame(self, place: Place, error: Exception) -> None:
         """Raise CorruptionError where a value does not load because its bytes are damaged."""
-        log = self._log
-        try:
-            entry = read_entry(log.read, place[4], log.tail)
-            if entry.own:
-                Scan(log.read, entry.offset, log.tail).verify(entry)
-        except Irregular as damage:
-            raise CorruptionError(
-                damage.problem,
-                log.name,
-                hint="fsck() tells what else is damaged",
-                offset=damage.position,
-                invariant=damage.invariant,
-            ) from error
+        explained = explain(self._log.read, place[4], place[0] + 2, error)
+        if explained is not error:
+            raise explained from error
 
     def _decode(self, place: Place) -> Any:
         _flag, start, stop, decoder, _offset, _reduces = place

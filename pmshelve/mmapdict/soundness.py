@@ -105,18 +105,18 @@ class Covered:
         self.start = start
         value = start + HEAD_SIZE + key_size
         last = stop - TRAILER_SIZE - 1
+        self.key_end = value
+        if read(value - key_size, value) == frame.KEY_MARKER:
+            size = U32.unpack(read(value + 2, value + 6).ljust(4, b"\0"))[0]
+            self.key_end += 6 + min(size, max(last - value, 0))
         self.fits, blobs = True, []
-        reduces = frame.reduces_at(read(value, min(value + 300, last)))
+        reduces = frame.reduces_at(read(self.key_end, min(self.key_end + 300, last)))
         try:
             for offset, size in frame.walk(read, value, last + 1):
                 if not frame.is_covered(read(offset - 9, offset - 8), reduces):
                     blobs.append((offset, size))
         except (ValueError, IndexError):
             self.fits = False
-        self.key_end = value
-        if read(value - key_size, value) == frame.KEY_MARKER:
-            size = U32.unpack(read(value + 2, value + 6).ljust(4, b"\0"))[0]
-            self.key_end += 6 + min(size, max(last - value, 0))
         self.size = 0
         crc = 0
         position = start

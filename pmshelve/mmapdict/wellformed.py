@@ -12,7 +12,7 @@ import functools
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from pmshelve.mmapdict.frame import Read
+    from pmshelve.mmapdict.opcodes import Read
 
 __all__ = ["find_fault"]
 
