@@ -163,10 +163,16 @@ def _rewrite(store: Session, fill: Fill, chunk_size: int = 1 << 20) -> None:
         )
         return image
 
-    with disk.reporting("the store could not be rewritten", log.name):
-        if log.path is None or not _replace(log, log.path, make):
-            _move_in_place(log, make)
-    _read_anew(store)
+    exclusive = log.exclusive
+    try:
+        with disk.reporting("the store could not be rewritten", log.name):
+            if log.path is None or not _replace(log, log.path, make):
+                _move_in_place(log, make)
+        _read_anew(store)
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        log.exclusive = exclusive
+        store._distrust()  # which goes over to the new content, if it came to that
+        raise
 
 
 def _read_anew(store: Session) -> None:
