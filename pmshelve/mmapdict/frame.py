@@ -11,7 +11,7 @@ Pure: no file is touched here.  An entry, with `end` the offset behind it:
     end-8         6  BININT memo POP, memo = 0
     end-2         2  flag, POP
 
-The 11 bytes at +0 go over the old terminator: that store publishes the entry.
+The 11 bytes at +0 go over the old terminator: that publishes the entry (see `logfile`).
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ HEAD_SIZE = 11
 TRAILER_SIZE = 14
 TERMINATOR = b"\x95" + U64.pack(2) + b"d."
 TERMINATOR_SIZE = len(TERMINATOR)
-assert TERMINATOR_SIZE == HEAD_SIZE  # publishing is one store over the other
+assert TERMINATOR_SIZE == HEAD_SIZE  # one goes over the other
 
 COMMIT_OFFSET = 18
 COMMIT_MAX = 2**30

@@ -66,8 +66,8 @@ class Index:
         Key to `Place`, offset, or None.
     complete
         Whether `entries` holds every live key.
-    fresh
-        Entries behind the last checkpoint.
+    fresh, limit
+        Entries behind the last checkpoint, and how many of them make a put write another.
     disordered
         Whether `entries` is no more in file order.
     unswept
@@ -137,7 +137,8 @@ class Index:
                 offset for key in loader.entries if (offset := self.find(log, key)) is not None
             ]
         if locked:
-            self._repair(log, loader, size, boot, suspect=suspect)
+            with disk.reporting("the file could not be repaired", log.name):
+                self._repair(log, loader, size, boot, suspect=suspect)
 
     def _open_chain(self, log: Log, size: int) -> list[Checkpoint]:
         pointer = log.field(frame.INDEX_OFFSET)
@@ -248,9 +249,10 @@ class Index:
         if exclusive and not block.settled:
             # The writer died, or was mmappickle: what it left undone is done here.
             log.adopt(state)
-            if log.size != log.tail + TERMINATOR_SIZE:
-                disk.truncate(log.fd, log.tail + TERMINATOR_SIZE)
-            self._line_up(log, self._doubles, {})
+            with disk.reporting("the file could not be repaired", log.name):
+                if log.size != log.tail + TERMINATOR_SIZE:
+                    disk.truncate(log.fd, log.tail + TERMINATOR_SIZE)
+                self._line_up(log, self._doubles, {})
             self._doubles = []
             self.unswept = True
             log.begin()

@@ -373,13 +373,13 @@ class Log:
         tail = self.tail
         end = tail + len(data)
         m = self.map
-        if end > len(m):
-            self.remap(end)
-            m = self.map
         if not self.exclusive:  # 1
             commit = self.commit
             m[18:22] = _pack_commit(commit + 1 if 0 <= commit < COMMIT_MAX else 1)
         try:
+            if end > len(m):
+                self.remap(end)
+                m = self.map
             disk.write_at(self.fd, data[11:] + TERMINATOR, tail + 11)  # 2
         except OSError as error:
             raise self.undo(error, tail) from error

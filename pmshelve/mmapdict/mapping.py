@@ -20,7 +20,7 @@ from collections.abc import (
 from threading import get_ident
 from typing import Any, BinaryIO
 
-from pmshelve.errors import ObjectError
+from pmshelve.errors import ObjectError, StorageError
 from pmshelve.mmapdict import frame, index, vacuum
 from pmshelve.mmapdict.batch import Batch
 from pmshelve.mmapdict.check import Problem, check
@@ -340,6 +340,9 @@ class mmapdict(Session, MutableMapping[str, Any]):  # noqa: N801 (the name is mm
             fresh = known.fresh = known.fresh + 1
             if fresh >= known.limit:
                 self._write_checkpoint(index.MERGE_MAX)
+        except StorageError as error:
+            error.key = key if error.key is None else error.key
+            raise
         except (KeyboardInterrupt, SystemExit, MemoryError):
             self._distrust()
             raise
@@ -445,7 +448,10 @@ class mmapdict(Session, MutableMapping[str, Any]):  # noqa: N801 (the name is mm
                 self[key] = value
 
     def clear(self) -> None:
-        """Delete all keys at once; the time does not depend on how many there are."""
+        """Delete all keys at once: beyond a few by one replacement of the file, however many.
+
+        In a batch, and up to 64 keys, they are deleted one by one.
+        """
         self._begin_write()
         try:
             if self._in_batch() or len(self) <= CLEAR_ONE_BY_ONE_MAX:

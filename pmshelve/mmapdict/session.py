@@ -632,7 +632,7 @@ class Session:
                 self._release()
             if due and log.superblock is not None:
                 log.set_boot(CLEAN)
-        except PmshelveError as error:
+        except (PmshelveError, OSError) as error:
             logger.warning("%s: no index checkpoint written: %s", log.name, str(error))
         finally:
             log.lock.release()

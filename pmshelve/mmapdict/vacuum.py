@@ -3,7 +3,7 @@
 By replacement, where the file has a path of its own (R, in this order):
 
     R1  write the live entries to a new file beside, locked; sync it
-    R2  mark the old inode as replaced and bump its commit number
+    R2  bump the old inode's commit number and mark it as replaced
     R3  rename the new file over the old name; sync the directory
     R4  break the old superblock's key opcode; unlock both
 

@@ -23,11 +23,13 @@ __all__ = ["COPY_SIZE_MAX", "MAPS_MAX", "PUNCH_SIZE_MIN", "Views"]
 COPY_SIZE_MAX = 1 << 14
 """Bytes up to which copying is cheaper than a private map and its page faults."""
 MAPS_MAX = 512
-"""Live private maps, each of which holds a descriptor, beyond which values are copied."""
+"""Maps of single values in this process, each of which holds a descriptor; beyond, values of mode
+`c` are copied."""
 PUNCH_SIZE_MIN = 1 << 16
 """Size from which a value's disk blocks are worth giving back one by one."""
 
 _FOR_EVER = 1 << 60
+_maps: set[Any] = set()  # of all stores of this process
 
 
 class Views:
@@ -59,33 +61,48 @@ class Views:
             # Of a batch under way: should it fail, the file shrinks, and a map of this would kill.
             return bytearray(log.read(start, stop)), 0
         if mode == "c":
-            if stop - start > COPY_SIZE_MAX and len(self._refs) < MAPS_MAX:
-                return self._own_map(start, stop, private=True)
-            return bytearray(log.read(start, stop)), 0
+            own = self._own_map(start, stop, private=True) if stop - start > COPY_SIZE_MAX else None
+            return own or (bytearray(log.read(start, stop)), 0)
         if mode is None:
             return bytearray(log.read(start, stop)), 0
         if log.exclusive and stop - start >= PUNCH_SIZE_MIN:
-            if len(self._refs) < MAPS_MAX:
-                return self._own_map(start, stop, private=False)
+            own = self._own_map(start, stop, private=False)
+            if own is not None:
+                return own
             # The end of this view will not be noticed, so the blocks stay until a vacuum.
             self._live[start] = _FOR_EVER
         if stop > len(log.map):
             log.remap()
         return log.map, start
 
-    def _own_map(self, start: int, stop: int, *, private: bool) -> tuple[Any, int]:
-        """Return a map of this range alone, counted until its last view is gone."""
+    def _own_map(self, start: int, stop: int, *, private: bool) -> tuple[Any, int] | None:
+        """Return a map of this range alone, counted until its last view is gone.
+
+        None where there are too many of them in this process, or no descriptor is left for one.
+        """
         if self.ended:
             self.settle()
+        if len(_maps) >= MAPS_MAX:
+            return None
         base = start - start % mmap.ALLOCATIONGRANULARITY
         size = stop - base
-        shared = disk.map_file(
-            self._log.fd, size, offset=base, private=private, writable=self._log.writable
-        )
+        try:
+            shared = disk.map_file(
+                self._log.fd, size, offset=base, private=private, writable=self._log.writable
+            )
+        except OSError:
+            return None
         # The callback may run at any moment, in any thread: it only enqueues.
         self._live[start] = self._live.get(start, 0) + 1
         ended = self.ended
-        self._refs.add(weakref.ref(shared, lambda ref: ended.append((ref, start))))
+
+        def tell(ref: Any) -> None:
+            _maps.discard(ref)
+            ended.append((ref, start))
+
+        ref = weakref.ref(shared, tell)
+        self._refs.add(ref)
+        _maps.add(ref)
         return shared, start - base
 
     # Disk blocks of deleted values ------------------------------------------------------------
@@ -117,6 +134,8 @@ class Views:
             Offset and size of each of its data.
         """
         self.settle()
+        # Smaller ones share their pages, and their views are slices of the one map.
+        blobs = [blob for blob in blobs if blob[1] >= PUNCH_SIZE_MIN]
         holders = {held for held in self._live if start <= held < stop}
         if holders:
             self._doomed.append((holders, blobs))

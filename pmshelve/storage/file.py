@@ -227,13 +227,17 @@ def truncate(fd: int, size: int) -> None:
 def allocate(fd: int, offset: int, size: int) -> None:
     """Reserve disk blocks for a range, extending the file where it is shorter.
 
-    Where the system has no such call, zeros are written.
+    Where there is no such call, or the file system refuses it, zeros are written.
     """
     if size <= 0:
         return
     if system.posix_fallocate is not None:
-        system.posix_fallocate(fd, offset, size)
-        return
+        try:
+            system.posix_fallocate(fd, offset, size)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                raise
     zeros = bytes(min(size, 1 << 20))
     for start in range(offset, offset + size, len(zeros)):
         write_at(fd, zeros[: offset + size - start], start)

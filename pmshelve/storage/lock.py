@@ -37,7 +37,8 @@ class FileLock:
     path
         For messages.
     timeout
-        Seconds to wait for threads and processes together; None for ever.
+        Seconds to wait for this process's threads, and then again for other processes; None for
+        ever.
     """
 
     __slots__ = ("_depth", "_enter", "_fd", "_leave", "_pinned", "path", "timeout")
