@@ -29,7 +29,7 @@ from pmshelve.mmapdict.frame import (
 )
 from pmshelve.mmapdict.logfile import BOOT_UNKNOWN, CLEAN, UNSOUND, Log
 from pmshelve.mmapdict.picklers.base import Blob
-from pmshelve.mmapdict.scan import Entry, Irregular, Scan, find_entry, read_entry
+from pmshelve.mmapdict.scan import Entry, Irregular, Scan, find_entry, quick_entries, read_entry
 from pmshelve.storage import file as disk
 from pmshelve.storage.binary import U64
 from pmshelve.storage.lock import EXCLUSIVE, SHARED
@@ -42,6 +42,8 @@ CHECKPOINT_COUNT = 1 << 17
 """Entries behind the last checkpoint at which a put writes one: what a crash costs to scan."""
 CHECKPOINT_CLOSE_MIN = 512
 """Entries behind the last checkpoint at which closing writes one: what opening costs to scan."""
+TAIL_READ_SIZE = 1 << 14
+"""Bytes read at once of what others appended."""
 MERGE_MAX = 1 << 19
 """Slots that a merge from within a put may rewrite."""
 
@@ -265,12 +267,20 @@ class Index:
 
     def _new_entries(self, log: Log, *, own_only: bool) -> list[Entry]:
         """Return what stands where the terminator stood."""
+        entries: list[Entry] = []
         tail = log.tail
-        if log.pread(tail, tail + TERMINATOR_SIZE) == TERMINATOR:
-            return []
-        scan = Scan(log.pread, tail, log.size, verify=True, own_only=own_only)
-        entries = list(scan)
-        log.tail = scan.tail
+        while True:
+            data = log.pread(tail, tail + TAIL_READ_SIZE)
+            if data.startswith(TERMINATOR):
+                break
+            quick, tail = quick_entries(data, tail)
+            entries += quick
+            if not quick:
+                scan = Scan(log.pread, tail, log.size, verify=True, own_only=own_only)
+                entries += scan
+                tail = scan.tail
+                break
+        log.tail = tail
         return entries
 
     def _take_in(self, log: Log, new: list[Entry]) -> None:

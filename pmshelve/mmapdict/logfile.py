@@ -190,10 +190,18 @@ class Log:
                     disk.truncate(self.fd, size)
             except OSError:
                 pass  # a file size limit, or a file system that cannot: the exact map will do
+        self.map = self._map_exactly(size)
+
+    def _map_exactly(self, size: int) -> Any:
         try:
-            self.map = disk.map_file(self.fd, size, writable=self.writable) if size else b""
+            while size:
+                try:
+                    return disk.map_file(self.fd, size, writable=self.writable)
+                except ValueError:
+                    size = disk.size_of(self.fd)  # shrunk meanwhile: another handle made room
         except OSError as error:
             raise disk.storage_error(error, "the file could not be mapped", self.name) from error
+        return b""
 
     # Coming and going -------------------------------------------------------------------------
 

@@ -257,6 +257,8 @@ class Session:
                 return
             try:
                 self._index.refresh(log, locked=False)
+                if log.tail > len(log.map) + (len(log.map) >> 3):
+                    log.remap()  # what others appended; in between it is read without the map
             except NeedsLock:
                 if log.forked:
                     log.check_writable()
@@ -348,11 +350,11 @@ class Session:
                 try:
                     value = self._decode(place)
                 except Exception as error:
-                    if self._holds(m):
+                    if self._holds(m, place[0]):
                         self._blame(place, error)
                         raise
                     continue
-                if self._holds(m):
+                if self._holds(m, place[0]):
                     return value
             # A dead flag, or a busy writer: look again while nobody writes.
             with self._held():
@@ -377,12 +379,22 @@ class Session:
             return self._log.read(start, stop)
         return decoder(self._views, start, stop)
 
-    def _holds(self, m: Any) -> bool:
-        """Whether what was read from the map `m` just now is true: nothing changed meanwhile."""
+    def _holds(self, m: Any, flag: int = 0) -> bool:
+        """Whether what was read from the map `m` just now is true.
+
+        It is as of the last refresh if the content was not replaced as a whole since; and, for a
+        value, if the flag at `flag` still says that it lives.
+        """
         log = self._log
-        if self._in_batch():
+        if self._in_batch() or (log.exclusive and log.map is m):
             return True
-        return log.map is m and (log.exclusive or bool(m and m[18:116] == log.state))
+        if log.map is not m or not m:
+            return False
+        if log.superblock is None:
+            return bool(m[18:116] == log.state)
+        if m[48:80] != log.state[30:62]:
+            return False
+        return not flag or (m[flag] if flag < len(m) else log.byte(flag)) == LIVE
 
     @contextlib.contextmanager
     def _held(self) -> Iterator[None]:
