@@ -83,6 +83,11 @@ class _Body:
         self._depth = 0
         self._marks: list[int] = []
         self._memo = (1, 0)  # lowest and highest index put so far: none
+        # Indices count all that was ever memoized in the file, and unpickling makes room for each.
+        # An entry of mmappickle says behind its value how far they go.
+        trailer = read(stop, stop + 6)
+        told = len(trailer) == 6 and trailer[:1] == b"J" and trailer[5:] == b"0"
+        self._memo_max = int.from_bytes(trailer[1:5], "little") if told else max(stop, 1 << 20)
 
     def run(self) -> str | None:
         table = _table()
@@ -138,8 +143,7 @@ class _Body:
     def _memoize(self, op: _Op, number: int) -> str | None:
         """Keep the range of indices put, and see that one got lies within."""
         low, high = self._memo
-        if op.name == "LONG_BINPUT" and number > self._stop:
-            # Indices count the values memoized in all of the file; unpickling makes room for each.
+        if op.name == "LONG_BINPUT" and number > self._memo_max:
             return "puts where nothing belongs"
         if op.name in ("BINPUT", "LONG_BINPUT"):
             self._memo = (number, number) if low > high else (min(low, number), max(high, number))
