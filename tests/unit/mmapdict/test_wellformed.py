@@ -91,7 +91,7 @@ def test_no_beginning_of_a_pickle_is_well_formed_unless_it_loads(
         (b"Ns", "SETITEM finds the stack empty"),
         (b"h\x01", "BINGET gets what was never put"),
         (b"Nq\x02h\x03\x86", "BINGET gets what was never put"),
-        (b"Nr\xff\0\0\0", "LONG_BINPUT puts where nothing belongs"),
+        (b"Nr\xff\xff\xff\x7f", "LONG_BINPUT puts where nothing belongs"),
         (b"\x80\x04N", "opcode 0x80 has no place"),
         (b"\x95" + bytes(8) + b"N", "opcode 0x95 has no place"),
         (b"N.", "opcode 0x2e has no place"),
