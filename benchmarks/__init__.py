@@ -5,6 +5,8 @@
     arrays.py     workloads over NumPy arrays, and who takes part in them
     processes.py  workloads that need fresh or several processes
     child.py      what those processes run
+    pools.py      workloads over small values that change in place
+    pool_*.py     who takes part in those, and what their processes run
     engines.py    who is measured: our own doors, and what every engine has to offer
     peers*.py     the others, and bare system calls as baselines
     machine.py    memory warm-up, the description of machine and versions

@@ -216,6 +216,23 @@ class Dbm(_Ours):
 
 
 @register
+class DbmPool(_Ours):
+    """`pmshelve.dbm_compat.pmemobj`: a pool's dict of bytes to bytes."""
+
+    name = "pmshelve-dbm-pool"
+    note = "pmemobj; no other process while it is open"
+    modules = ("pmshelve.dbm_compat.pmemobj",)
+
+    def open(self, directory: Path) -> Any:
+        from pmshelve.dbm_compat import pmemobj
+
+        return pmemobj.open(directory / "store.pool", "c")
+
+    def load(self, handle: Any, items: Iterable[Item]) -> None:
+        handle.update(items)
+
+
+@register
 class DbmExclusive(_Ours):
     """The dbm face over a store that is held exclusively."""
 
@@ -276,6 +293,15 @@ class Shelf(_Shelf):
     """A shelf whose every change is visible at once."""
 
     name = "pmshelve-shelf"
+
+
+@register
+class ShelfPool(_Shelf):
+    """A shelf over a pool."""
+
+    name = "pmshelve-shelf-pool"
+    note = "pmemobj; no other process while it is open"
+    options: ClassVar[Mapping[str, Any]] = {"backend": "pmemobj"}
 
 
 @register

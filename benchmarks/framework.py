@@ -47,7 +47,8 @@ class Sample:
     value
         In `unit`, wall-clock.
     unit
-        "us" a single operation, "1/s", "ms", "MiB" or "x".
+        "us" a single operation, "1/s", "ms", "MiB", "B", "count"; "x" a ratio of which more is
+        better, "ratio" one of which less is.
     cpu
         The same in CPU time of this process, where that says anything: other load on the machine
         adds less to it.

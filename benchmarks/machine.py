@@ -29,6 +29,9 @@ _PACKAGES = (
     "diskcache",
     "sqlitedict",
     "mmappickle",
+    "zodb",
+    "btrees",
+    "pynvm",
 )
 _CHUNK = bytes(1 << 20)
 

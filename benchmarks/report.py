@@ -2,7 +2,8 @@
 
 With `--write`, the tables go into a Markdown page between lines `<!-- benchmark: NAME -->` and
 `<!-- end -->`, where NAME is `environment`, `targets`, `skipped` or a workload; so that every figure
-of that page comes from a command.
+of that page comes from a command.  What is about the workloads of `pools.py` has blocks of its own: `pool
+environment` and so on.  With `--part`, blocks of what was not measured stay as they are.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.framework import WORKLOADS
 from benchmarks.targets import TARGETS, Target
 
 __all__ = ["Figures", "main", "summary", "write_page"]
 
-_BLOCK = re.compile(r"(<!-- benchmark: ([\w ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_BLOCK = re.compile(r"(<!-- benchmark: ([\w -]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _MORE_IS_BETTER = ("1/s", "x")
 
 Entry = dict[str, Any]
@@ -104,9 +106,11 @@ def judge(figures: Figures, target: Target) -> tuple[list[float], float] | None:
     return None if rival is None else (ratios(entry, rival), 1.0)
 
 
-def target_rows(figures: Figures) -> Iterator[list[str]]:
-    """Yield one row for each target."""
+def target_rows(figures: Figures, *, pools: bool = False) -> Iterator[list[str]]:
+    """Yield one row for each target: of the mmapdict, or of pools."""
     for target in TARGETS:
+        if is_pool(target.workload) != pools:
+            continue
         judged = judge(figures, target)
         if judged is None:
             yield [target.text, _limit(target), "not measured", "", "", "", ""]
@@ -179,10 +183,15 @@ def table(head: Sequence[str], rows: Iterator[list[str]]) -> str:
     return "\n".join(lines)
 
 
-def targets_table(figures: Figures) -> str:
+def targets_table(figures: Figures, *, pools: bool) -> str:
     """Return the table of all targets."""
     head = ["target", "figure", "reached", "CPU", "", "pace", "peers in the same run"]
-    return table(head, target_rows(figures))
+    return table(head, target_rows(figures, pools=pools))
+
+
+def is_pool(workload: str) -> bool:
+    """Whether a workload is one of `pools.py`."""
+    return workload.startswith("pool-")
 
 
 def workload_table(figures: Figures, workload: str) -> str:
@@ -196,7 +205,9 @@ def workload_table(figures: Figures, workload: str) -> str:
     head = ["engine"]
     for metric in metrics:
         unit = figures.engines(workload, metric)[0]["unit"]
-        head.append(metric if unit in ("x", "count") else f"{metric}, {_UNITS.get(unit, unit)}")
+        head.append(
+            metric if unit in ("x", "ratio", "count") else f"{metric}, {_UNITS.get(unit, unit)}"
+        )
     rows = (
         [f"**{name}**" if entries[name]["ours"] else name]
         + [_cell(figures.entry(workload, metric, name)) for metric in metrics]
@@ -226,9 +237,15 @@ def environment_text(figures: Figures) -> str:
     )
 
 
-def skipped_text(figures: Figures) -> str:
+def skipped_text(figures: Figures, *, pools: bool) -> str:
     """Say which engines were left out and why."""
-    skipped = figures.outcome["skipped"]
+    concerned = {
+        name
+        for workload in WORKLOADS.values()
+        if is_pool(workload.name) == pools
+        for name in workload.engines
+    }
+    skipped = {n: why for n, why in figures.outcome["skipped"].items() if n in concerned}
     if not skipped:
         return "All engines were there."
     return "\n".join(f"* {name}: {reason}" for name, reason in skipped.items())
@@ -236,11 +253,12 @@ def skipped_text(figures: Figures) -> str:
 
 def blocks(figures: Figures) -> dict[str, str]:
     """Return every block that a page may ask for, by name."""
-    result = {
-        "environment": environment_text(figures),
-        "targets": targets_table(figures),
-        "skipped": skipped_text(figures),
-    }
+    result = {}
+    for pools in sorted({is_pool(workload) for workload in figures.workloads()}):
+        prefix = "pool " if pools else ""
+        result[f"{prefix}environment"] = environment_text(figures)
+        result[f"{prefix}targets"] = targets_table(figures, pools=pools)
+        result[f"{prefix}skipped"] = skipped_text(figures, pools=pools)
     for workload in figures.workloads():
         result[workload] = workload_table(figures, workload)
     return result
@@ -255,8 +273,13 @@ def summary(outcome: Mapping[str, Any]) -> str:
     return "\n".join([*lines, failed] if failed else lines)
 
 
-def write_page(page: str, outcome: Mapping[str, Any]) -> str:
+def write_page(page: str, outcome: Mapping[str, Any], *, part: bool = False) -> str:
     """Return a page with the text between its markers renewed.
+
+    Parameters
+    ----------
+    part
+        Leave blocks of what was not measured as they are.
 
     Raises
     ------
@@ -264,7 +287,13 @@ def write_page(page: str, outcome: Mapping[str, Any]) -> str:
         The page asks for a block of something that was not measured.
     """
     parts = blocks(Figures(outcome))
-    return _BLOCK.sub(lambda found: f"{found[1]}{parts[found[2]]}\n{found[3]}", page)
+
+    def renewed(found: re.Match[str]) -> str:
+        if part and found[2] not in parts:
+            return found[0]
+        return f"{found[1]}{parts[found[2]]}\n{found[3]}"
+
+    return _BLOCK.sub(renewed, page)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -274,10 +303,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("file", type=Path, nargs="+", help="what benchmarks.run --json wrote")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="a Markdown page to renew")
+    parser.add_argument("--part", action="store_true", help="leave what was not measured as it is")
     options = parser.parse_args(arguments)
     outcome = merge([json.loads(path.read_text()) for path in options.file])
     if options.write:
-        options.write.write_text(write_page(options.write.read_text(), outcome))
+        page = write_page(options.write.read_text(), outcome, part=options.part)
+        options.write.write_text(page)
     else:
         print(summary(outcome))
     return 0

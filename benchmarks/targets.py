@@ -1,4 +1,4 @@
-"""The figures the store is built to reach, each tied to what measures it.
+"""The figures the stores are built to reach, each tied to what measures it.
 
 `peers` are what peers did on the machine where the targets were set.  The machine of a run may be
 faster or slower, so a report divides what the same peers do in the same run by these, and calls
@@ -73,6 +73,7 @@ _SHELF_RIVALS = (
     "dbm.dumb",
     "semidbm",
 )
+_POOL = "pmshelve-pool"
 
 TARGETS: tuple[Target, ...] = (
     *(
@@ -136,4 +137,32 @@ TARGETS: tuple[Target, ...] = (
             ("opening and summing one", "opening memmap"),
         )
     ),
+    Target("set of a dict, each a transaction", "pool-dict", "set", _POOL, 15.0,
+           peers={"pynvm": 42.0, "zodb": 102.0}),
+    Target("get of a dict, first", "pool-dict", "get first", _POOL, 2.5,
+           peers={"pynvm": 13.0, "zodb": 1.9}),
+    Target("get of a dict, again", "pool-dict", "get again", _POOL, 0.6,
+           peers={"pynvm": 7.0, "zodb": 0.4}),
+    Target("append to a list, each a transaction", "pool-list", "append", _POOL, 10.0,
+           peers={"pynvm": 30.0, "zodb": 181.0}),
+    Target("getitem of a list, once read", "pool-list", "getitem", _POOL, 0.6,
+           peers={"pynvm": 2.2, "zodb": 0.1}),
+    Target("insert at 0 of a list of 2,000", "pool-list", "insert", _POOL, 20.0,
+           peers={"pynvm": 202.0, "zodb": 311.0}),
+    Target("extend a list by a million ints, ms", "pool-list", "extend, a million", _POOL, 100.0),
+    Target("set, of 100 in one transaction", "pool-transaction", "set", _POOL, 7.0,
+           peers={"pynvm": 46.0, "zodb": 6.0}),
+    Target("bytes of an entry beyond its 116", "pool-space", "an entry", _POOL, 150.0,
+           peers={"pynvm": 268.0}),
+    Target("commit on the disk, of pwrite and fdatasync", "pool-durable",
+           "commit, of pwrite and fdatasync", "pmshelve-pool-full", 1.2),
+    Target("open an empty pool, ms", "pool-million", "open, empty", _POOL, 1.0,
+           peers={"pynvm": 6.0}),
+    Target("open a pool of a million objects, ms", "pool-million", "open", _POOL, 1.0,
+           peers={"pynvm": 6.0}),
+    Target("memory that takes, MiB", "pool-million", "memory", _POOL, 10.0),
+    Target("close it after one change, ms", "pool-million", "close after one change", _POOL, 20.0),
+    Target("collect all its garbage, ms", "pool-million", "collect all", _POOL, 5_000.0),
+    Target("churn of a million values: space, of the live bytes", "pool-churn",
+           "space, of the live bytes", _POOL, 1.5),
 )  # fmt: skip

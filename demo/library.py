@@ -6,7 +6,8 @@ Run as: library.py [--file PATH] [--seconds LIMIT].  It shows, and says what it 
 2. a second process gets the arrays as memory maps, in microseconds and without reading them;
 3. stock `pickle.load` reads the same file where pmshelve cannot be imported;
 4. what overwriting, deleting and `vacuum()` do to the space, while a view stays valid;
-5. writers killed with SIGKILL halfway lose nothing that they had acknowledged.
+5. writers killed with SIGKILL halfway lose nothing that they had acknowledged;
+6. a pool of small objects: an index of the library's words, built across a kill, and asked.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from pathlib import Path
 import numpy as np
 from report import line, seconds, section, size
 from survey import library
+from words import index
 from writer import values
 
 import pmshelve
@@ -36,7 +38,7 @@ KILLS = 10
 
 
 def main() -> None:
-    """Run the five parts."""
+    """Run the six parts."""
     arguments = argparse.ArgumentParser(description="pmshelve on the library of this Python")
     arguments.add_argument("--file", help="keep the store there (default: a temporary file)")
     arguments.add_argument(
@@ -53,6 +55,7 @@ def main() -> None:
         compare(read_elsewhere(file), read_with_pickle(file))
         change(file)
         kill(os.path.join(directory, "killed.mmdpickle"))
+        index(os.path.join(directory, "words.pool"))
     print(f"\nDone in {seconds(time.perf_counter() - started)}.")
 
 

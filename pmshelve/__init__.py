@@ -1,9 +1,10 @@
-"""Persistent dicts in one file: memory-mapped values, crash-safe, and a valid pickle.
+"""Python objects that live in a file and are never half written, in two stores.
 
 ============================  ==================================================================
-`pmshelve.mmapdict.mmapdict`  the store: a `MutableMapping` from str to any value
-`pmshelve.open`               the same as `shelve.open`, over such a store
-`pmshelve.dbm_compat`         the same as a dbm module; `register()` makes `dbm.open` know it
+`pmshelve.mmapdict.mmapdict`  a `MutableMapping` from str to any value; memory-mapped, and a pickle
+`pmshelve.pmemobj`            pools of lists, dicts and objects, changed in place in transactions
+`pmshelve.open`               the same as `shelve.open`, over either
+`pmshelve.dbm_compat`         the same as dbm modules; `register()` makes `dbm.open` know them
 `pmshelve.errors`             every exception of the package
 ============================  ==================================================================
 
@@ -16,14 +17,14 @@ TYPE_CHECKING = False  # importing `typing` to be told so costs ten times this m
 if TYPE_CHECKING:
     from typing import Any
 
-    from pmshelve import dbm_compat, errors, mmapdict
+    from pmshelve import dbm_compat, errors, mmapdict, pmemobj
     from pmshelve.shelf import open
 
-__all__ = ["__version__", "dbm_compat", "errors", "mmapdict", "open"]
+__all__ = ["__version__", "dbm_compat", "errors", "mmapdict", "open", "pmemobj"]
 
 __version__ = "0.1.0"
 
-_MODULES = frozenset({"dbm_compat", "errors", "mmapdict"})
+_MODULES = frozenset({"dbm_compat", "errors", "mmapdict", "pmemobj"})
 
 
 def __getattr__(name: str) -> Any:

@@ -34,6 +34,8 @@ __all__ = [
     "StateError",
     "StorageError",
     "StoreFailedError",
+    "TransactionError",
+    "UnknownTypeError",
     "UnsupportedTypeError",
     "VersionError",
     "WrongDoorError",
@@ -108,12 +110,20 @@ class WrongDoorError(StateError):
     """The file was written through another interface, whose values this one would garble."""
 
 
+class TransactionError(PmshelveError, RuntimeError):
+    """The call needs a transaction, or one that was not aborted, or its own thread's."""
+
+
 class ObjectError(PmshelveError, TypeError):
     """The object cannot be stored, or may not be loaded."""
 
 
 class UnsupportedTypeError(ObjectError):
     """The value cannot be stored; nothing was written."""
+
+
+class UnknownTypeError(ObjectError):
+    """The stored object's class cannot be found; the object is left as it was."""
 
 
 class PickleRefusedError(ObjectError):

@@ -2,9 +2,10 @@
 
 Two classes, because a file's values are of one of two kinds, and the file says which:
 
-* `NativeShelf`: values are kept as the store keeps them.  Arrays come back mapped, copy on write,
-  so that changing one never changes the shelf (a shelf hands out copies) and nothing is read that
-  is not looked at.  All of this module's files are of this kind, unless a serializer is given.
+* `NativeShelf`: values are kept as the store keeps them.  In an mmapdict, arrays come back mapped, copy
+  on write, so that changing one never changes the shelf (a shelf hands out copies) and nothing is read
+  that is not looked at; a pool keeps numbers and text as they are and anything else as a pickle.  All of
+  this module's files are of this kind, unless a serializer is given.
 * `ClassicShelf`: values are bytes that a serializer made, as in every other shelf.  It serves files
   made by `shelve.open` through `pmshelve.dbm_compat`, and is CPython 3.15's `shelve.Shelf` on
   every Python.
@@ -12,21 +13,22 @@ Two classes, because a file's values are of one of two kinds, and the file says 
 
 from __future__ import annotations
 
+import os
 import pickle
 import shelve
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from pmshelve.dbm_compat import mmapdict as mmapdict_door
 from pmshelve.dbm_compat.database import Database
-from pmshelve.dbm_compat.mmapdict import open_store, parse_flag
-from pmshelve.errors import PickleRefusedError, WrongDoorError
+from pmshelve.dbm_compat.mmapdict import parse_flag
+from pmshelve.errors import NotAStoreError, PickleRefusedError, WrongDoorError
 
 if TYPE_CHECKING:
-    import os
-
     from typing_extensions import Self
 
+    from pmshelve.dbm_compat.pools import PoolStore
     from pmshelve.mmapdict import mmapdict
 
     Base = shelve.Shelf[Any]
@@ -78,18 +80,19 @@ def open(
     writeback
         Remember every value that is used and store it again in `sync` and `close`.
     backend
-        The store: ``'mmapdict'``.
+        The store: ``'mmapdict'`` (default), for values of any size and any number of processes; or
+        ``'pmemobj'``, a pool: for many small values that change, one process at a time.
     serializer, deserializer
         Both or none: ``serializer(value, protocol)`` returns what is kept, as bytes, str or anything
         with the buffer interface; ``deserializer(data)`` turns the bytes into the value again.
     mode
         Permissions of a file that is created, subject to the umask.
     timeout, exclusive, sync, allow_pickle
-        As for `pmshelve.mmapdict.mmapdict`.
+        As for `pmshelve.mmapdict.mmapdict`.  A pool is always exclusive to the process that writes.
     mmap_mode
         How arrays and other large buffers come back: ``'c'`` (default) mapped, and changes stay in
         memory; ``'r'`` mapped and read-only; ``'r+'`` mapped, and changes go to the file; None
-        loaded into memory.
+        loaded into memory.  Of an mmapdict only.
 
     Raises
     ------
@@ -98,7 +101,8 @@ def open(
     NotAStoreError, CorruptionError
         The file is no store, or damaged; it is left as it was.
     WrongDoorError
-        A serializer was given for a file of native values.
+        A serializer was given for a file of native values; or the file is of the other `backend`, or a
+        pool that was not made here.
     ShelveError
         Only one of serializer and deserializer was given.
     LockTimeoutError, OSError, ValueError
@@ -111,31 +115,64 @@ def open(
     and change it; see `mmapdict` for threads, forks and what survives a crash.
     """
     letter, synced = parse_flag(flag)
-    if backend != "mmapdict":
-        raise ValueError(f"no backend {backend!r}; there is 'mmapdict'")
     _check_pair(serializer, deserializer)
     options: dict[str, Any] = {
         "timeout": timeout,
-        "exclusive": exclusive,
         "sync": sync or synced,
-        "mmap_mode": mmap_mode,
         "allow_pickle": allow_pickle,
     }
+    if backend == "mmapdict":
+        options.update(exclusive=exclusive, mmap_mode=mmap_mode)
+    elif backend != "pmemobj":
+        raise ValueError(f"no backend {backend!r}; there is 'mmapdict' and 'pmemobj'")
+    elif mmap_mode != "c":
+        raise ValueError(
+            f"mmap_mode={mmap_mode!r} is not for backend 'pmemobj', which maps no values"
+        )
+    else:
+        options.update(protocol=protocol)
+    store: Any
     if serializer is None:
         try:
-            store = open_store(filename, letter, mode, face="native", **options)
+            store = _open_store(backend, filename, letter, mode, face="native", **options)
             return NativeShelf(store, protocol, writeback)
-        except WrongDoorError:
+        except (
+            WrongDoorError
+        ):  # a dbm's; else the opening below is refused too, for the same reason
             if not allow_pickle:
                 deserializer = _refuse_pickle
-    store = open_store(filename, letter, mode, face="bytes", convert=False, **options)
+    store = _open_store(backend, filename, letter, mode, face="bytes", **options)
     return ClassicShelf(
-        Database(store, readonly=letter == "r"),
+        Database(store, readonly=letter == "r", bytes_keys=backend == "pmemobj"),
         protocol,
         writeback,
         serializer=serializer or pickle.dumps,
         deserializer=deserializer or pickle.loads,
     )
+
+
+def _open_store(backend: str, filename: _Path, *arguments: Any, face: str, **options: Any) -> Any:
+    """Open a file as the store that `backend` names."""
+    try:
+        if backend == "mmapdict":
+            if face == "bytes":
+                options["convert"] = False
+            return mmapdict_door.open_store(filename, *arguments, face=face, **options)
+        from pmshelve.dbm_compat import pools
+
+        return pools.open_store(filename, *arguments, face=face, **options)
+    except NotAStoreError as error:
+        from pmshelve.dbm_compat import pools
+
+        others = {"mmapdict": pools.recognizes, "pmemobj": mmapdict_door.recognizes}
+        other = "pmemobj" if backend == "mmapdict" else "mmapdict"
+        if others[backend](os.fspath(filename)):
+            raise WrongDoorError(
+                f"not a file of backend {backend!r}",
+                filename,
+                hint=f"open it with backend={other!r}",
+            ) from error
+        raise
 
 
 class _Shelf(Base):
@@ -222,7 +259,10 @@ class NativeShelf(_Shelf):
     """
 
     def __init__(
-        self, store: mmapdict, protocol: int | None = None, writeback: bool = False
+        self,
+        store: mmapdict | PoolStore,
+        protocol: int | None = None,
+        writeback: bool = False,
     ) -> None:
         super().__init__(store, protocol, writeback)  # type: ignore[arg-type]
         # Bound once, because every key goes through one of them.

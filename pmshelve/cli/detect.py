@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
-from pmshelve.dbm_compat.mmapdict import recognizes
-from pmshelve.errors import NotAStoreError
+from pmshelve.dbm_compat import mmapdict as mmapdict_door
+from pmshelve.errors import NotAStoreError, PmshelveError
 from pmshelve.mmapdict import mmapdict
 
-__all__ = ["detect", "open_file"]
+if TYPE_CHECKING:
+    from pmshelve.cli.pool import PoolFile
+
+__all__ = ["detect", "open_file", "open_pool", "refuse_directory"]
 
 
 def detect(path: str) -> str:
-    """Return the kind of store in the file, by the bytes it begins with: ``'mmapdict'``.
+    """Return the kind of store in the file, by the bytes it begins with.
+
+    Returns
+    -------
+    str
+        ``'mmapdict'``, or ``'pmemobj'`` for a pool.
 
     Raises
     ------
@@ -21,14 +30,25 @@ def detect(path: str) -> str:
     OSError
         It cannot be read.
     """
-    if os.path.isdir(path):
-        raise NotAStoreError("a directory, not a store", path)
-    if recognizes(path):
+    refuse_directory(path)
+    if mmapdict_door.recognizes(path):
         return "mmapdict"
+    from pmshelve.dbm_compat import pools
+
+    if pools.recognizes(path):
+        return "pmemobj"
     raise NotAStoreError("not a pmshelve file", path)
 
 
-def open_file(path: str, *, writable: bool = False, allow_pickle: bool = False) -> mmapdict:
+def refuse_directory(path: str) -> None:
+    """Raise NotAStoreError where the system would only say that a directory cannot be read."""
+    if os.path.isdir(path):
+        raise NotAStoreError("a directory, not a store", path)
+
+
+def open_file(
+    path: str, *, writable: bool = False, allow_pickle: bool = False
+) -> mmapdict | PoolFile:
     """Open the store in the file; one that does not exist is not created, a pickle not converted.
 
     Parameters
@@ -38,7 +58,27 @@ def open_file(path: str, *, writable: bool = False, allow_pickle: bool = False) 
     writable
         Open for writing; else nothing is written at all.
     allow_pickle
-        Let reading a value run the unpickler.
+        Let reading a value run the unpickler, and a pool import the classes of its objects.
     """
-    detect(path)
-    return mmapdict(path, readonly=not writable, convert=False, allow_pickle=allow_pickle)
+    if detect(path) == "mmapdict":
+        return mmapdict(path, readonly=not writable, convert=False, allow_pickle=allow_pickle)
+    from pmshelve.cli.pool import PoolFile
+
+    return PoolFile(path, writable=writable, trusted=allow_pickle)
+
+
+def open_pool(path: str) -> PoolFile:
+    """Open a pool to read it, as `open_file` does.
+
+    Raises
+    ------
+    PmshelveError
+        It is another store.
+    """
+    found = open_file(path)
+    if isinstance(found, mmapdict):
+        found.close()
+        raise PmshelveError(
+            "an mmapdict file, not a pool", path, hint="it is a pickle: copy it as it is"
+        )
+    return found

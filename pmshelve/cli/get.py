@@ -12,6 +12,7 @@ from pmshelve.cli.keys import printable
 from pmshelve.errors import PickleRefusedError, PmshelveError
 
 if TYPE_CHECKING:
+    from pmshelve.cli.pool import PoolFile
     from pmshelve.mmapdict import mmapdict
 
 __all__ = ["add"]
@@ -28,7 +29,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--unpickle",
         action="store_true",
-        help="load any kind of value; this can run code that is in the file",
+        help="load any kind of value, import any class; this can run code that is in the file",
     )
     parser.set_defaults(command=_run)
 
@@ -46,7 +47,7 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _load(store: mmapdict, arguments: argparse.Namespace) -> Any:
+def _load(store: mmapdict | PoolFile, arguments: argparse.Namespace) -> Any:
     try:
         return store[arguments.key]
     except PickleRefusedError:

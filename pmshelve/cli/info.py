@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
+from dataclasses import asdict
 from typing import Any
 
 from pmshelve.cli.detect import detect, open_file
+from pmshelve.mmapdict import mmapdict
 
 __all__ = ["add"]
 
@@ -23,7 +24,7 @@ def add(commands: Any) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     facts: dict[str, Any] = {"kind": detect(arguments.file)}
     with open_file(arguments.file) as store:
-        facts.update(dataclasses.asdict(store.stats()))
+        facts.update(asdict(store.stats()) if isinstance(store, mmapdict) else store.facts())
     if arguments.json:
         print(json.dumps(facts, default=str))
         return 0

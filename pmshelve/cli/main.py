@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from pmshelve import __version__
-from pmshelve.cli import check, get, info, keys, run, vacuum
+from pmshelve.cli import check, dump, get, info, keys, load, run, vacuum
 from pmshelve.errors import CorruptionError, PmshelveError
 from pmshelve.storage import file as storage
 
@@ -54,11 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="pmshelve", description="Look at and after mmapdict files."
+        prog="pmshelve", description="Look at and after mmapdict files and pools."
     )
     parser.add_argument("--version", action="version", version=f"pmshelve {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (info, keys, get, check, vacuum, run):
+    for module in (info, keys, get, check, vacuum, dump, load, run):
         module.add(commands)
     return parser
 

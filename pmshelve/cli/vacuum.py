@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from pmshelve.cli.detect import open_file
+from pmshelve.storage import file as storage
 
 __all__ = ["add"]
 
@@ -23,9 +24,9 @@ def add(commands: Any) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     with open_file(arguments.file, writable=True) as store:
-        before = store.stats().size
+        before = storage.system.stat(arguments.file).st_size
         store.vacuum()
-        after = store.stats().size
+    after = storage.system.stat(arguments.file).st_size  # a pool's end is cut off when it is closed
     if arguments.json:
         print(json.dumps({"size_before": before, "size_after": after}))
     else:

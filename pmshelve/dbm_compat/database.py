@@ -1,7 +1,8 @@
-"""A dbm object over any mapping of str keys: bytes go in, bytes come out.
+"""A dbm object over any mapping of str or bytes keys: bytes go in, bytes come out.
 
-Keys are kept as the str they are the UTF-8 form of; bytes that are not UTF-8 become lone surrogates
-(`surrogateescape`), which no UTF-8 text holds, so the two never meet.  Values are kept as bytes.
+A key's *name* is what the mapping below calls it.  Where that has str keys, a name is the str whose UTF-8
+form the key is; bytes that are not UTF-8 become lone surrogates (`surrogateescape`), which no UTF-8 text
+holds, so the two never meet.  Where it has bytes keys, a name is the key.  Values are kept as bytes.
 
 Behaviour is that of the standard library's `dbm.dumb`, in exception types and messages too, with
 `firstkey`, `nextkey` and `reorganize` of `dbm.gnu` beside it.  As there, `error` is `OSError`
@@ -33,11 +34,11 @@ _BAD_VALUE = "values must be bytes or strings"
 class _Store(Protocol):
     """What a `Database` asks of the mapping below it."""
 
-    def __getitem__(self, key: str, /) -> Any: ...
-    def __setitem__(self, key: str, value: Any, /) -> None: ...
-    def __delitem__(self, key: str, /) -> None: ...
+    def __getitem__(self, key: Any, /) -> Any: ...
+    def __setitem__(self, key: Any, value: Any, /) -> None: ...
+    def __delitem__(self, key: Any, /) -> None: ...
     def __contains__(self, key: object, /) -> bool: ...
-    def __iter__(self) -> Iterator[str]: ...
+    def __iter__(self) -> Iterator[Any]: ...
     def __len__(self) -> int: ...
     def clear(self) -> None: ...
     def batch(self) -> AbstractContextManager[Any]: ...
@@ -55,6 +56,8 @@ class Database(MutableMapping[Any, Any]):
         Where keys and values are kept.  The database owns it: closing one closes the other.
     readonly
         Refuse every change, as a database opened with flag ``'r'`` does.
+    bytes_keys
+        Whether the store's keys are bytes, not str.
 
     Notes
     -----
@@ -63,33 +66,37 @@ class Database(MutableMapping[Any, Any]):
     threads, processes and crashes as the store is.
     """
 
-    def __init__(self, store: _Store, *, readonly: bool = False) -> None:
+    def __init__(self, store: _Store, *, readonly: bool = False, bytes_keys: bool = False) -> None:
         self._store: _Store | None = store
         self._readonly = readonly
+        # What `_lookup` would do for keys of this class, written out where it is done most.
+        self._decoded = None if bytes_keys else bytes
+        self._name: Callable[[Any], Any] = _same if bytes_keys else _name
+        self._encode: Callable[[Any], bytes] = bytes if bytes_keys else _encode
         # Bound once, because every key goes through one of them.
-        self._get: Callable[[str], Any] = store.__getitem__
-        self._set: Callable[[str, bytes], None] = store.__setitem__
-        self._delete: Callable[[str], None] = store.__delitem__
-        self._has: Callable[[str], bool] = store.__contains__
-        self._walk: tuple[list[str], int] = ([], 0)
+        self._get: Callable[[Any], Any] = store.__getitem__
+        self._set: Callable[[Any, bytes], None] = store.__setitem__
+        self._delete: Callable[[Any], None] = store.__delitem__
+        self._has: Callable[[Any], bool] = store.__contains__
+        self._walk: tuple[list[Any], int] = ([], 0)
 
     # One key --------------------------------------------------------------------------------
 
     def __getitem__(self, key: Any) -> Any:
         try:
-            name = key.decode() if key.__class__ is bytes else self._lookup(key)
+            name = key.decode() if key.__class__ is self._decoded else self._lookup(key)
         except UnicodeDecodeError:
             name = _decode(key)
         try:
             value = self._get(name)
         except KeyError:
-            raise KeyError(_encode(name)) from None
+            raise KeyError(self._encode(name)) from None
         except PmshelveError as problem:
             raise_as_dbm_error(problem)
         if value.__class__ is bytes:
             return value
         raise error(
-            f"the value of {_encode(name)!r} is not bytes but {type(value).__name__}; "
+            f"the value of {self._encode(name)!r} is not bytes but {type(value).__name__}; "
             "open the file with pmshelve.open"
         )
 
@@ -97,7 +104,7 @@ class Database(MutableMapping[Any, Any]):
         if self._readonly:
             raise error(_READ_ONLY)
         try:
-            name = key.decode() if key.__class__ is bytes else _name(key)
+            name = key.decode() if key.__class__ is self._decoded else self._name(key)
         except UnicodeDecodeError:
             name = _decode(key)
         if value.__class__ is not bytes:
@@ -111,19 +118,19 @@ class Database(MutableMapping[Any, Any]):
         if self._readonly:
             raise error(_READ_ONLY)
         try:
-            name = key.decode() if key.__class__ is bytes else self._lookup(key)
+            name = key.decode() if key.__class__ is self._decoded else self._lookup(key)
         except UnicodeDecodeError:
             name = _decode(key)
         try:
             self._delete(name)
         except KeyError:
-            raise KeyError(_encode(name)) from None
+            raise KeyError(self._encode(name)) from None
         except PmshelveError as problem:
             raise_as_dbm_error(problem)
 
     def __contains__(self, key: Any) -> bool:
         try:
-            name = key.decode() if key.__class__ is bytes else self._lookup(key)
+            name = key.decode() if key.__class__ is self._decoded else self._lookup(key)
         except UnicodeDecodeError:
             name = _decode(key)
         except KeyError:
@@ -133,10 +140,10 @@ class Database(MutableMapping[Any, Any]):
         except PmshelveError as problem:
             raise_as_dbm_error(problem)
 
-    def _lookup(self, key: Any) -> str:
+    def _lookup(self, key: Any) -> Any:
         """Return the store's name for `key`; as in `dbm.dumb`, what cannot be a key is missing."""
         try:
-            return _name(key)
+            return self._name(key)
         except TypeError:
             self._open_store()
             hash(key)
@@ -153,11 +160,11 @@ class Database(MutableMapping[Any, Any]):
 
     def keys(self) -> list[bytes]:  # type: ignore[override]
         """Return all keys as a list."""
-        return [_encode(name) for name in self._names()]
+        return [self._encode(name) for name in self._names()]
 
     def iterkeys(self) -> Iterator[bytes]:
         """Return an iterator over the keys as they are now."""
-        return map(_encode, self._names())
+        return map(self._encode, self._names())
 
     __iter__ = iterkeys
 
@@ -195,17 +202,17 @@ class Database(MutableMapping[Any, Any]):
         self._walk = (names, position + 1)
         return self._key_at(*self._walk)
 
-    def _key_at(self, names: list[str], position: int) -> bytes | None:
+    def _key_at(self, names: list[Any], position: int) -> bytes | None:
         """Return the first key from `position` on that is still there, and remember where it is."""
-        while position < len(names) and _encode(names[position]) not in self:
+        while position < len(names) and self._encode(names[position]) not in self:
             position += 1
         if position == len(names):
             self._walk = ([], 0)
             return None
         self._walk = (names, position)
-        return _encode(names[position])
+        return self._encode(names[position])
 
-    def _names(self) -> list[str]:
+    def _names(self) -> list[Any]:
         store = self._open_store()
         try:
             return list(store)
@@ -301,11 +308,16 @@ def _refuse(*_: object) -> NoReturn:
 
 
 def _name(key: Any) -> str:
-    """Return the store's name for any kind of key."""
+    """Return the name of any kind of key in a store of str keys."""
     if key.__class__ is str and key.isascii():
         name: str = key
         return name
     return _decode(_to_bytes(key, _BAD_KEY))
+
+
+def _same(key: Any) -> bytes:
+    """Return the name of any kind of key in a store of bytes keys."""
+    return key if key.__class__ is bytes else _to_bytes(key, _BAD_KEY)
 
 
 def _decode(key: bytes) -> str:

@@ -28,7 +28,10 @@ from typing import Any, NamedTuple
 
 __all__ = ["MODULES", "register", "unregister"]
 
-MODULES = {"mmapdict": "pmshelve.dbm_compat.mmapdict"}
+MODULES = {
+    "mmapdict": "pmshelve.dbm_compat.mmapdict",
+    "pmemobj": "pmshelve.dbm_compat.pmemobj",
+}
 """Short names of our dbm modules, and the dotted names that `dbm.whichdb` answers."""
 
 _dbm: Any = dbm  # the type checker's idea of it has no private names
@@ -53,8 +56,9 @@ def register(default: str | None = None) -> None:
     Parameters
     ----------
     default
-        The module that shall make new files from now on: ``'mmapdict'``, or its dotted name.
-        None leaves that as it is; existing files are opened with the module they belong to.
+        The module that shall make new files from now on: ``'mmapdict'``, ``'pmemobj'``, or the dotted
+        name of either.  None leaves that as it is; existing files are opened with the module they
+        belong to.
 
     Raises
     ------

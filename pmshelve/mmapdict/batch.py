@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING, Any
 from pmshelve.errors import StateError
 from pmshelve.mmapdict import frame
 from pmshelve.mmapdict.frame import LIVE, encode_entry, encode_key, lay_out
+from pmshelve.mmapdict.logfile import STAGE_SIZE_MAX
 from pmshelve.mmapdict.picklers.base import Foreign
+from pmshelve.mmapdict.picklers.generic import RAW_AT, decode_pickle
 
 if TYPE_CHECKING:
+    from pmshelve.mmapdict.index import Place
     from pmshelve.mmapdict.mapping import mmapdict
 
 __all__ = ["Batch"]
@@ -36,7 +39,7 @@ class Batch:
     def _start_afresh(self) -> None:
         self._doomed = False
         self.owner = 0
-        self.changes: dict[str, int | None] = {}
+        self.changes: dict[str, Place | int | None] = {}
         self.olds: list[tuple[int, bool, int]] = []
         self.live_change = 0
 
@@ -108,17 +111,62 @@ class Batch:
         """Note that the newest entry of `key` is to be retired; whether there was a live one."""
         store = self._store
         known = self.changes.get(key, _MISSING)
-        entry = store._index.lookup(store._log, key) if known is _MISSING else known
+        entry: Any = store._index.lookup(store._log, key) if known is _MISSING else known
         if entry is None:
             return False
-        old = store._index.old(store._log, entry)
-        if known is _MISSING and store._log.byte(old[0]) != LIVE:
-            return False
+        if entry.__class__ is tuple:
+            flag = entry[0]
+            old = (flag, entry[5], flag + 2 - entry[4])
+        else:
+            old = store._index.extent(store._log, entry)
+            flag = old[0]
+        if known is _MISSING:
+            m = store._log.map
+            if (m[flag] if flag < len(m) else store._log.byte(flag)) != LIVE:
+                return False
         self.olds.append(old)
         return True
 
-    def set(self, key: str, encoded: Any) -> None:
-        """Stage a value."""
+    def set(self, key: str, value: Any, encoded: Any) -> None:
+        """Stage a value.  (Written out for small ones: a batch is for many of them.)"""
+        body, reduces = encoded
+        if body.__class__ is not bytes:
+            self._set_large(key, encoded)
+            return
+        prefix = b""
+        try:
+            stored = key.encode()
+        except UnicodeEncodeError:
+            stored = b""
+        if not 0 < len(stored) < 256 or stored[0] == 0:
+            stored, prefix = encode_key(key)
+            body = prefix + body
+        changes, stage, store = self.changes, self._stage, self._store
+        if key in changes or key in store._entries or not store._index.complete:
+            if not self._retire(key):
+                self.live_change += 1
+            changes.pop(key, None)  # last set, last in the order
+        else:
+            self.live_change += 1
+        offset = stage.position
+        data = encode_entry(stored, body, reduces, offset)
+        stage.pending.append(data)
+        stage.position = end = offset + len(data)
+        stage.count += 1
+        if value.__class__ is bytes:
+            stop = offset + 11 + len(stored) + len(body)
+            changes[key] = (end - 2, stop - len(value), stop, None, offset, False)
+        elif reduces and store._plain and not prefix:
+            start = offset + 11 + len(stored)
+            stop = start + len(body) - 1
+            start += RAW_AT + 2 if body[RAW_AT] == 0x43 else RAW_AT + 5
+            changes[key] = (end - 2, start, stop, decode_pickle, offset, True)
+        else:
+            changes[key] = offset
+        if end - stage.written > STAGE_SIZE_MAX:
+            stage.flush()
+
+    def _set_large(self, key: str, encoded: Any) -> None:
         if encoded.__class__ is Foreign:
             raise StateError(
                 "a pickler of your own writes to the file by itself, which a batch cannot do",
@@ -135,10 +183,7 @@ class Batch:
         else:
             live = False
         offset = stage.position
-        if body.__class__ is bytes:
-            stage.add(encode_entry(stored, prefix + body, reduces, offset))
-        else:
-            stage.add_layout(lay_out(stored, [prefix, *body], reduces, offset))
+        stage.add_layout(lay_out(stored, [prefix, *body], reduces, offset))
         if not live:
             self.live_change += 1
         changes[key] = offset

@@ -22,6 +22,7 @@ from pmshelve.mmapdict.checkpoint import Checkpoint, hash_key, open_chain
 from pmshelve.mmapdict.recover import Gap, Recovery
 from pmshelve.mmapdict.scan import Entry, Irregular, read_entry
 from pmshelve.mmapdict.wellformed import find_fault
+from pmshelve.storage.binary import SECTOR_SIZE
 
 if TYPE_CHECKING:
     from pmshelve.mmapdict.frame import Read, State
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Problem", "check", "check_bytes"]
 
-_SECTOR_SIZE: Final = 512
 _BATCH_VALUE: Final = b"C\x10"
 _BLOB_SIZE_MIN: Final = 9
 _COUNTS_OFFSET: Final = 80  # their stamp before them
@@ -68,7 +68,7 @@ def check(log: Log) -> Iterator[Problem]:
     -----
     Reads all of the file but the data that no crc covers: some 20 µs an entry, 1 s a GB.
     """
-    return check_bytes(log.pread, log.size, exclusive=log.exclusive)
+    return check_bytes(log.pread, log.end, exclusive=log.exclusive)
 
 
 def check_bytes(read: Read, size: int, *, exclusive: bool = False) -> Iterator[Problem]:
@@ -161,7 +161,7 @@ class _Layout(_Auditor):
             yield from self._places(entry, stop)
 
     def _places(self, entry: Entry, stop: int) -> Iterator[Problem]:
-        if not 15 <= entry.end % _SECTOR_SIZE <= 501:
+        if not 15 <= entry.end % SECTOR_SIZE <= 501:
             problem = f"the entry ends at {entry.end}, too near the edge of a sector"
             yield Problem("L8", entry.offset, entry.key, problem)
         if stop - entry.value < _BLOB_SIZE_MIN:

@@ -99,8 +99,10 @@ class Checkpoint:
         The range of the file that is covered.
     older_offset, older_size
         Where the data of the next older checkpoint is; 0 none.
-    buckets
-        The table's size.
+    buckets, buckets_at
+        The table's size, and the offset of the first bucket.
+    checked
+        Of each page, 1 once it was found sound.
 
     Raises
     ------
@@ -114,9 +116,9 @@ class Checkpoint:
     """
 
     __slots__ = (
-        "_checked",
-        "_first",
         "buckets",
+        "buckets_at",
+        "checked",
         "count",
         "end",
         "offset",
@@ -146,8 +148,8 @@ class Checkpoint:
         self.end = end
         self.older_offset = older_offset
         self.older_size = older_size
-        self._first = offset + PAGE_SIZE
-        self._checked = bytearray(pages)
+        self.buckets_at = offset + PAGE_SIZE
+        self.checked = bytearray(pages)
 
     def first(self, hash_: int) -> int:
         """Return the offset of the newest entry whose key may have this hash; 0 if there is none.
@@ -155,10 +157,10 @@ class Checkpoint:
         Where that entry is another key's, or dead, `find` tells the others.
         """
         bucket = hash_ * self.buckets >> 32
-        if not self._checked[bucket >> _PAGE_SHIFT]:
+        if not self.checked[bucket >> _PAGE_SHIFT]:
             self._check(bucket >> _PAGE_SHIFT)
         view = self.view
-        at = self._first + bucket * BUCKET_SIZE
+        at = self.buckets_at + bucket * BUCKET_SIZE
         found = view.find(_pack_hash(hash_), at, at + HASHES_SIZE)
         if found < 0:
             if not view[at + _LAST_HASH]:
@@ -171,10 +173,10 @@ class Checkpoint:
     def find(self, hash_: int) -> tuple[int, ...]:
         """Return the offsets of all entries whose key may have this hash, newest first."""
         bucket = hash_ * self.buckets >> 32
-        if not self._checked[bucket >> _PAGE_SHIFT]:
+        if not self.checked[bucket >> _PAGE_SHIFT]:
             self._check(bucket >> _PAGE_SHIFT)
         view = self.view
-        at = self._first + bucket * BUCKET_SIZE
+        at = self.buckets_at + bucket * BUCKET_SIZE
         if not view[at + _LAST_HASH]:  # the path ends here
             found = view.find(_pack_hash(hash_), at, at + HASHES_SIZE)
             if found < 0:
@@ -201,24 +203,24 @@ class Checkpoint:
 
     def _hashes_of(self, bucket: int) -> tuple[bytes, int]:
         """Return the bytes of a bucket's hashes, and the bucket's offset."""
-        if not self._checked[bucket >> _PAGE_SHIFT]:
+        if not self.checked[bucket >> _PAGE_SHIFT]:
             self._check(bucket >> _PAGE_SHIFT)
-        at = self._first + bucket * BUCKET_SIZE
+        at = self.buckets_at + bucket * BUCKET_SIZE
         return self.view[at : at + HASHES_SIZE], at
 
     def _check(self, page: int) -> None:
         """See that a page of buckets is sound."""
-        at = self._first + page * PAGE_SIZE
+        at = self.buckets_at + page * PAGE_SIZE
         if not _is_sealed(self.view[at : at + PAGE_SIZE]):
             raise _corrupt("a page of an index checkpoint is broken", at)
-        self._checked[page] = 1
+        self.checked[page] = 1
 
     def pairs(self) -> tuple[Any, Any]:
         """Return the hashes and the offsets of all slots used, in parallel, in no useful order.
 
         Arrays if `numpy_for` so many has NumPy, else lists.
         """
-        for page, checked in enumerate(self._checked):
+        for page, checked in enumerate(self.checked):
             if not checked:
                 self._check(page)
         numpy = numpy_for(self.count)
@@ -233,7 +235,7 @@ class Checkpoint:
         return hashes, offsets
 
     def _pairs_numpy(self, np: Any) -> tuple[Any, Any]:
-        data = bytearray(self.view[self._first : self.offset + self.size])
+        data = bytearray(self.view[self.buckets_at : self.offset + self.size])
         table = np.frombuffer(data, np.uint8).reshape(-1, BUCKET_SIZE)
         hashes = table[:, :HASHES_SIZE].copy().view("<u4").ravel()
         offsets = table[:, HASHES_SIZE : HASHES_SIZE + OFFSETS_SIZE].copy().view("<u8").ravel()
@@ -256,7 +258,7 @@ class Checkpoint:
         slot = 0
         try:
             for hashes, offsets in self.slots():
-                at = self._first + slot // BUCKET_SLOTS * BUCKET_SIZE
+                at = self.buckets_at + slot // BUCKET_SLOTS * BUCKET_SIZE
                 for pair in zip(hashes, offsets, strict=True):
                     for problem in layout.next(slot, *pair):
                         yield at, problem

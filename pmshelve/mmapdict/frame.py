@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from pmshelve.mmapdict.opcodes import pad
+from pmshelve.mmapdict.picklers.generic import PARTIAL_HEAD, PICKLE_HEAD
 from pmshelve.storage.binary import U64, crc32
 
 if TYPE_CHECKING:
@@ -42,10 +43,12 @@ __all__ = [
     "LIVE",
     "MARK_EXCLUSIVE",
     "MARK_REPLACED",
+    "OWN_TAIL",
     "REPLACED",
     "STATE_START",
     "STATE_STOP",
     "SUPERBLOCK_END",
+    "TAIL_LIVE",
     "TERMINATOR",
     "TERMINATOR_SIZE",
     "TRAILER_SIZE",
@@ -58,6 +61,7 @@ __all__ = [
     "encode_entry",
     "encode_fresh",
     "encode_key",
+    "encode_last_entry",
     "entry_crc",
     "is_own_trailer",
     "is_trailer",
@@ -95,15 +99,20 @@ FACES = ("unset", "native", "bytes")
 UNKNOWN = 2**64 - 1
 MAGIC = b"PMSHELVE"
 
-GENERIC_PREFIX = b"\x8c\x06pickle\x8c\x05loads\x93"
-PARTIAL_PREFIX = b"\x8c\x09functools\x8c\x07partial\x93"
-BUFFERS_HEAD = PARTIAL_PREFIX + GENERIC_PREFIX + b"\x85}\x8c\x07buffers]("
-BUFFERS_END = b"es\x92"
+_REDUCING_HEADS = (PICKLE_HEAD, PARTIAL_HEAD)
 
 _ENTRY_HEAD = struct.Struct("<BQBB")
 _TRAILER = struct.Struct("<BI9s")
-_TAIL_LIVE = b"0J\0\0\0\x000\x880"
-_TAIL_DEAD = b"0J\0\0\0\x00000"
+OWN_TAIL = b"0J\0\0\0\x000"
+"""The bytes of a trailer from end-9 up to the flag, in entries of pmshelve."""
+TAIL_LIVE = OWN_TAIL + b"\x880"
+_TAIL_DEAD = OWN_TAIL + b"00"
+_LAST = struct.Struct("<BI20s")
+_LAST_LIVE = TAIL_LIVE + TERMINATOR
+"""A trailer and the terminator behind it."""
+_pack_head = _ENTRY_HEAD.pack
+_pack_trailer = _TRAILER.pack
+_pack_last = _LAST.pack
 _PADS = [pad(size) if size != 1 else b"" for size in range(67)]
 _BIG = 1 << 17
 
@@ -282,19 +291,36 @@ def encode_entry(stored: bytes, body: bytes, reduces: bool, offset: int) -> byte
     if reduces:
         size += 1
     edge = (offset + size) & 511
-    if 15 <= edge <= 501:
-        data = _ENTRY_HEAD.pack(0x95, size - 9, 0x8C, len(stored)) + stored + body
-    else:
+    if not 15 <= edge <= 501:
         padding = _end_padding(edge)
-        data = (
-            _ENTRY_HEAD.pack(0x95, size + padding - 9, 0x8C, len(stored))
-            + stored
-            + body
-            + _PADS[padding]
-        )
+        body += _PADS[padding]
+        size += padding
+    data = _pack_head(0x95, size - 9, 0x8C, len(stored)) + stored + body
     if reduces:
         data += b"R"
-    return data + _TRAILER.pack(0x4A, crc32(data), _TAIL_LIVE)
+    return data + _pack_trailer(0x4A, crc32(data), TAIL_LIVE)
+
+
+def encode_last_entry(
+    stored: bytes, body: bytes, reduces: bool, offset: int
+) -> tuple[bytes, bytes]:
+    """Return a live entry of a small value with the terminator behind it, for `offset`.
+
+    As it is appended: the first 11 bytes, and then the rest, which is written before them.
+    """
+    size = 25 + len(stored) + len(body)
+    if reduces:
+        size += 1
+    edge = (offset + size) & 511
+    if not 15 <= edge <= 501:
+        padding = _end_padding(edge)
+        body += _PADS[padding]
+        size += padding
+    head = _pack_head(0x95, size - 9, 0x8C, len(stored))
+    rest = stored + body
+    if reduces:
+        rest += b"R"
+    return head, rest + _pack_last(0x4A, crc32(rest, crc32(head)), _LAST_LIVE)
 
 
 def encode_dead(stored: bytes, body: bytes, offset: int) -> bytes:
@@ -311,7 +337,7 @@ def encode_batch_entry(offset: int, size: int, count: int) -> bytes:
 
 
 class Layout(NamedTuple):
-    """A large entry, placed: `parts` in order are bytes, or blobs whose data the caller writes."""
+    """A large entry, placed: `parts` are bytes and blobs, whose data the caller writes, in turns."""
 
     size: int
     parts: Sequence[bytes | Blob]
@@ -329,33 +355,37 @@ def lay_out(
 ) -> Layout:
     """Place an entry with blobs at `offset`: alignment, sizes, CRC-32."""
     position = offset + HEAD_SIZE + len(stored)
-    parts: list[bytes | Blob] = []
+    between: list[bytes] = []
+    """What precedes each blob, less the head; and what follows the last, less the trailer."""
     blobs: list[tuple[int, Blob]] = []
+    pending = stored
     for piece in pieces:
         if isinstance(piece, bytes):
-            parts.append(piece)
+            pending += piece
             position += len(piece)
             continue
         gap = -(position + 9) % 64 if piece.aligned else 0
         if gap == 1:
             gap = 65
         header = _PADS[gap] + piece.opcode + U64.pack(piece.size)
-        parts += [header, piece]
+        between.append(pending + header)
+        pending = b""
         position += len(header)
         blobs.append((position, piece))
         position += piece.size
     last = _PADS[_end_padding(position + reduces + TRAILER_SIZE)] + (b"R" if reduces else b"")
+    between.append(pending + last)
     size = position + len(last) + TRAILER_SIZE - offset
-    parts.insert(0, _ENTRY_HEAD.pack(0x95, size - 9, 0x8C, len(stored)) + stored)
-    parts.append(last)
-    crc = 0
-    for part in parts:
-        if isinstance(part, bytes):
-            crc = crc32(part, crc)
-        elif is_covered(part.opcode, reduces):
-            for chunk in part.chunks() if part.chunks is not None else ():
+    between[0] = _pack_head(0x95, size - 9, 0x8C, len(stored)) + between[0]
+    crc = crc32(between[0])
+    parts: list[bytes | Blob] = between[:1]  # type: ignore[assignment]
+    for (_, blob), text in zip(blobs, between[1:], strict=True):
+        if is_covered(blob.opcode, reduces):
+            for chunk in blob.chunks() if blob.chunks is not None else ():
                 crc = crc32(chunk, crc)
-    parts.append(_TRAILER.pack(0x4A, crc, _TAIL_LIVE if live else _TAIL_DEAD))
+        crc = crc32(text, crc)
+        parts += [blob, text]
+    parts[-1] = between[-1] + _pack_trailer(0x4A, crc, TAIL_LIVE if live else _TAIL_DEAD)
     return Layout(size, parts, blobs)
 
 
@@ -371,12 +401,12 @@ def is_trailer(trailer: bytes) -> bool:
 
 def is_own_trailer(trailer: bytes) -> bool:
     """Whether these last 14 bytes are those of an entry of pmshelve, which carries a crc."""
-    return trailer[0] == 0x4A and trailer[5:12] == b"0J\0\0\0\x000"
+    return trailer[0] == 0x4A and trailer[5:12] == OWN_TAIL
 
 
 def reduces_at(value: bytes) -> bool:
     """Whether the value that begins with these bytes ends in REDUCE (entries of pmshelve)."""
-    return value.startswith((GENERIC_PREFIX, PARTIAL_PREFIX))
+    return value.startswith(_REDUCING_HEADS)
 
 
 _SIZED_1 = {0x8C: 2, 0x43: 2, 0x8A: 2}

@@ -57,6 +57,7 @@ def fsck(store: mmapdict) -> bool:
             raise StateError("fsck() cannot run inside a batch", log.name)
         if damage is None and not log.exclusive:
             _catch_up(store)
+        log.trim()
         problems = list(check(log))
         for problem in problems:
             logger.warning("%s: %s", log.name, problem)

@@ -20,6 +20,12 @@ from pmshelve.mmapdict.logfile import Log
 from pmshelve.mmapdict.opcodes import find_buffers
 from pmshelve.mmapdict.opening import current_boot
 from pmshelve.mmapdict.picklers.base import Blob
+from pmshelve.mmapdict.picklers.generic import (
+    BUFFERS_END,
+    BUFFERS_HEAD,
+    PARTIAL_HEAD,
+    PICKLE_HEAD,
+)
 from pmshelve.mmapdict.scan import Entry, Irregular, Scan, read_entry
 from pmshelve.storage import file as disk
 from pmshelve.storage.binary import U32, crc32
@@ -29,7 +35,6 @@ __all__ = ["Image", "copy_data", "take_apart"]
 _BUFFER_SIZE = 1 << 20
 _MOVABLE_MAX = 1 << 16
 """Size of an entry that is too small to hold data outside its CRC, unless it has buffers."""
-_TAIL_LIVE = b"0J\0\0\0\x000\x880"
 _unpack_head = struct.Struct("<BQBB").unpack_from
 _unpack_crc = U32.unpack_from
 
@@ -126,16 +131,36 @@ class Image:
             end = at + 9 + size
             if tag != 0x95 or end > len(window) or size < key_size + 11:
                 break
-            if _is_movable(window, at, end, at + HEAD_SIZE + key_size, position):
-                self._hashes.append(hash_key(window[at + HEAD_SIZE : at + HEAD_SIZE + key_size]))
+            value = at + HEAD_SIZE + key_size
+            flag = window[end - 2]
+            if flag == LIVE and _is_plain(window, at, end, value):
+                # Sound, so it goes on as it is, unless there is padding in it or must be there.
+                if not (
+                    window[end - 15] != 0x30  # padding ends in POP
+                    and window[end - 16 : end - 14] != b"0R"
+                    and 15 <= (position + end - at) & 511 <= 501
+                ):
+                    moved = _lay_out_anew(window, at, value, position)
+                    if moved is None:
+                        self._write(window[kept:at])
+                        self._add_entry(log, start + at)
+                        position = self.position
+                        at = kept = end
+                        continue
+                    self._write(window[kept:at])
+                    self._write(moved)
+                    kept = end
+                    size = len(moved) - 9
+                self._hashes.append(hash_key(window[at + HEAD_SIZE : value]))
                 self._offsets.append(position)
-                position += end - at
+                position += size + 9
             else:
-                self._write(window[kept:at])
-                if window[end - 2] not in (DEAD, REPLACED):
+                if kept != at:
+                    self._write(window[kept:at])
+                if flag not in (DEAD, REPLACED):
                     self._add_entry(log, start + at)
+                    position = self.position
                 kept = end
-                position = self.position
             at = end
         self._write(window[kept:at])
         return start + at if at else self._add_entry(log, start)
@@ -253,36 +278,44 @@ class Image:
         return frame.encode_pointer(layout.blobs[0][0], len(data), end)
 
 
-def _is_movable(window: bytes, at: int, end: int, value: int, position: int) -> bool:
-    """Whether an entry is live, sound, without padding, and needs none at `position` either."""
+def _is_plain(window: bytes, at: int, end: int, value: int) -> bool:
+    """Whether an entry is one of pmshelve, sound, and holds no data that wants to be aligned."""
     return (
-        window[end - 9 : end] == _TAIL_LIVE
+        window[end - 9 : end] == frame.TAIL_LIVE
         and window[end - 14] == 0x4A
-        and 15 <= (position + end - at) & 511 <= 501
         and end - at < _MOVABLE_MAX
-        and window[end - 15] != 0x30  # padding ends in POP
-        and window[end - 16 : end - 14] != b"0R"
         and window[at + 9] == 0x8C
         and not window.startswith(frame.RESERVED, at + HEAD_SIZE)
-        and not window.startswith(frame.PARTIAL_PREFIX, value)
+        and not window.startswith(PARTIAL_HEAD, value)
         and _unpack_crc(window, end - 13)[0] == crc32(window[at : end - 14])
     )
 
 
+def _lay_out_anew(window: bytes, at: int, value: int, position: int) -> bytes | None:
+    """Return a plain entry for another place, if it holds bytes or a pickle of less than 256."""
+    raw, reduces = value, False
+    if window.startswith(PICKLE_HEAD, value):
+        raw, reduces = value + len(PICKLE_HEAD), True
+    if window[raw] != 0x43:
+        return None
+    stop = raw + 2 + window[raw + 1] + reduces  # with TUPLE1
+    return frame.encode_entry(window[at + HEAD_SIZE : value], window[value:stop], reduces, position)
+
+
 def take_apart(read: frame.Read, value: int, stop: int) -> tuple[list[bytes | Blob], bool]:
     """Return an own entry's value opcodes as pieces, without padding, and whether it reduces."""
-    opening = read(value, min(value + len(frame.BUFFERS_HEAD), stop))
+    opening = read(value, min(value + len(BUFFERS_HEAD), stop))
     pieces: list[bytes | Blob] = []
     position = value
-    if opening == frame.BUFFERS_HEAD:
+    if opening == BUFFERS_HEAD:
         buffers, position = find_buffers(read, value + len(opening), stop)
         pieces.append(opening)
         pieces += [_Span(read, offset, size, b"\x96") for offset, size in buffers]
-        pieces.append(frame.BUFFERS_END)
-        position += len(frame.BUFFERS_END)
-    elif opening.startswith(frame.GENERIC_PREFIX):
-        pieces.append(frame.GENERIC_PREFIX)
-        position += len(frame.GENERIC_PREFIX)
+        pieces.append(BUFFERS_END)
+        position += len(BUFFERS_END)
+    elif opening.startswith(PICKLE_HEAD):
+        pieces.append(PICKLE_HEAD)
+        position += len(PICKLE_HEAD)
     reduces = bool(pieces)
     opcode, size = frame.opcode_at(read, position)
     if opcode in (b"\x8d", b"\x8e", b"\x96"):

@@ -12,6 +12,7 @@ successor was lost in a power cut: it counts as live, and the next writer turns 
 from __future__ import annotations
 
 import logging
+import struct
 from typing import Any
 
 from pmshelve.errors import CorruptionError
@@ -27,11 +28,12 @@ from pmshelve.mmapdict.frame import (
     TERMINATOR_SIZE,
     TRAILER_SIZE,
 )
-from pmshelve.mmapdict.logfile import BOOT_UNKNOWN, CLEAN, UNSOUND, Log
+from pmshelve.mmapdict.logfile import Log
+from pmshelve.mmapdict.openfile import BOOT_UNKNOWN, CLEAN, UNSOUND
 from pmshelve.mmapdict.picklers.base import Blob
 from pmshelve.mmapdict.scan import Entry, Irregular, Scan, find_entry, quick_entries, read_entry
 from pmshelve.storage import file as disk
-from pmshelve.storage.binary import U64
+from pmshelve.storage.binary import U32, U64, crc32
 from pmshelve.storage.lock import EXCLUSIVE, SHARED
 
 __all__ = ["CHECKPOINT_CLOSE_MIN", "CHECKPOINT_COUNT", "Index", "NeedsLock", "walk"]
@@ -42,7 +44,7 @@ CHECKPOINT_COUNT = 1 << 17
 """Entries behind the last checkpoint at which a put writes one: what a crash costs to scan."""
 CHECKPOINT_CLOSE_MIN = 512
 """Entries behind the last checkpoint at which closing writes one: what opening costs to scan."""
-TAIL_READ_SIZE = 1 << 14
+TAIL_READ_SIZE = 1 << 16
 """Bytes read at once of what others appended."""
 MERGE_MAX = 1 << 19
 """Slots that a merge from within a put may rewrite."""
@@ -52,6 +54,10 @@ Place = tuple[int, int, int, Any, int, bool]
 Old = tuple[int, bool, int]
 """Offset of the flag, reduces, size: what retiring an entry needs."""
 
+_LOOKS_MAX = 3
+_pack_hash = U32.pack
+_unpack_offset = struct.Struct("<Q").unpack_from
+_unpack_head = struct.Struct("<BQBB").unpack_from
 _MISSING: Any = object()
 
 
@@ -74,6 +80,8 @@ class Index:
         Whether `entries` is no more in file order.
     unswept
         Whether others may have deleted what `entries` holds.
+    plain
+        Whether the built-in picklers alone read the values.
     """
 
     def __init__(self) -> None:
@@ -86,6 +94,7 @@ class Index:
         self.unswept = False
         self.disordered = False
         self._trusting = True
+        self.plain = True
 
     def forget(self) -> None:
         """Drop all that is known, and with it the maps of the file."""
@@ -102,7 +111,10 @@ class Index:
         CorruptionError
             The file is damaged, not just torn; nothing was changed.
         """
-        log.state = log.sound = UNSOUND  # whoever reads without the lock meanwhile waits for it
+        # Whoever reads without the lock meanwhile waits for it.
+        log.state = log.sound = log.busy = UNSOUND
+        if not log.exclusive:
+            log.reserved = 0
         size = log.size
         log.remap()
         state = bytes(log.map[frame.STATE_START : frame.STATE_STOP])
@@ -240,14 +252,12 @@ class Index:
             self.load(log, locked=exclusive)
             return
         try:
-            entries = self._new_entries(log, own_only=not locked)
+            self._take_new(log, own_only=not locked)
         except Irregular:
             if not locked:
                 raise NeedsLock from None
             self.load(log, locked=exclusive)
             return
-        if entries:
-            self._take_in(log, entries)
         if exclusive and not block.settled:
             # The writer died, or was mmappickle: what it left undone is done here.
             log.adopt(state)
@@ -263,25 +273,55 @@ class Index:
         if block.settled and state == bytes(log.map[frame.STATE_START : frame.STATE_STOP]):
             self._doubles = []  # nobody was, or is, halfway through a change
         self.unswept = True
-        log.adopt(state)
+        log.adopt(state, block, busy=not (locked or block.settled))
 
-    def _new_entries(self, log: Log, *, own_only: bool) -> list[Entry]:
-        """Return what stands where the terminator stood."""
-        entries: list[Entry] = []
-        tail = log.tail
+    def _take_new(self, log: Log, *, own_only: bool) -> None:
+        """Take in what stands where the terminator stood.
+
+        The tail goes last: a thread that finds the terminator there believes that `entries` is
+        complete up to it.
+        """
+        looks = 0
         while True:
+            tail = log.tail
             data = log.pread(tail, tail + TAIL_READ_SIZE)
-            if data.startswith(TERMINATOR):
-                break
-            quick, tail = quick_entries(data, tail)
-            entries += quick
+            if data.startswith(TERMINATOR) or (own_only and data[9:11] == TERMINATOR[9:]):
+                return  # the latter: its size is being stored over, nothing is published yet
+            quick, tail = quick_entries(data, tail, plain=self.plain)
             if not quick:
+                looks += 1
+                if looks < _LOOKS_MAX:
+                    continue  # the file grew while it was read
                 scan = Scan(log.pread, tail, log.size, verify=True, own_only=own_only)
-                entries += scan
-                tail = scan.tail
-                break
-        log.tail = tail
-        return entries
+                self._take_in(log, list(scan))
+                log.tail = scan.tail
+                return
+            self._take_quick(log, quick)
+            done = tail - log.tail
+            log.tail = tail
+            if data.startswith(TERMINATOR, done):
+                return
+            looks = 0
+
+    def _take_quick(self, log: Log, new: list[tuple[str, int, Any]]) -> None:
+        entries, complete = self.entries, self.complete
+        old: Any = None
+        for key, flag, place in new:
+            old = entries.get(key, _MISSING)
+            if old is not _MISSING:
+                self.disordered = True
+            if flag != DEAD:
+                entries[key] = place
+            elif complete:
+                entries.pop(key, None)
+            else:
+                entries[key] = None
+        self.fresh += len(new)
+        # Who appends has seen to it that all before is settled: only the last one may have left
+        # an older entry of its key alive.
+        if old is _MISSING:
+            old = None if complete else self.find(log, key)
+        self._doubles = [] if old is None else [old if isinstance(old, int) else old[4]]
 
     def _take_in(self, log: Log, new: list[Entry]) -> None:
         entries = self.entries
@@ -314,26 +354,38 @@ class Index:
             return None if self.complete else self.find(log, key)
         return entry  # type: ignore[no-any-return]
 
-    def find(self, log: Log, key: str) -> int | None:
+    def find(self, log: Log, key: str) -> int | None:  # noqa: C901, PLR0912 (hot)
         """Return the offset of the newest entry of `key` that a checkpoint knows, live or dead."""
         try:
             stored = key.encode()
         except UnicodeEncodeError:
             stored = key.encode("utf-8", "surrogatepass")
-        hashed = hash_key(stored)
+        hashed = crc32(stored) * 2654435769 & 0xFFFFFFFF | 1  # `hash_key`
+        wanted = _pack_hash(hashed)
         m = log.map
         try:
             for table in self._chain:
                 if table.view is not m:
                     table.view = m
-                offset = table.first(hashed)
+                bucket = hashed * table.buckets >> 32
+                if table.checked[bucket >> 5]:  # `table.first`, written out for the usual cases
+                    at = table.buckets_at + (bucket << 7)
+                    found = m.find(wanted, at, at + 40)
+                    if found < 0 and not m[at + 36]:
+                        continue
+                    if found < 0 or (found - at) & 3:
+                        offset = table.first(hashed)
+                    else:
+                        offset = _unpack_offset(m, found + found - at + 40)[0]
+                else:
+                    offset = table.first(hashed)
                 if offset:
                     size = len(stored)
                     start = offset + HEAD_SIZE
                     if m[start : start + size] == stored and m[start - 1] == size:
                         return offset
                     for offset in table.find(hashed):
-                        if read_entry(log.read, offset, log.tail).key == key:
+                        if read_entry(log.read, offset, table.end).key == key:
                             return offset
         except (CorruptionError, Irregular, IndexError) as error:
             logger.warning("%s: index checkpoint given up: %s", log.name, str(error))
@@ -366,6 +418,13 @@ class Index:
 
     def extent(self, log: Log, offset: int) -> Old:
         """Return flag offset, reduces and size of the entry at `offset`."""
+        m = log.map
+        if offset + HEAD_SIZE < min(len(m), log.tail):  # an ordinary entry, small enough
+            _tag, size, _op, key_size = _unpack_head(m, offset)
+            end, value = offset + 9 + size, offset + HEAD_SIZE + key_size
+            if end <= len(m) and m[offset + HEAD_SIZE] and m[end - 9 : end - 2] == frame.OWN_TAIL:
+                reduces = m[value] == 0x8C and frame.reduces_at(m[value : value + 26])
+                return end - 2, reduces and m[end - TRAILER_SIZE] == 0x4A, size + 9
         head = log.read(offset, offset + HEAD_SIZE)
         size = U64.unpack_from(head, 1)[0] + 9
         value = offset + HEAD_SIZE + head[10]

@@ -24,10 +24,11 @@ from pmshelve.errors import ObjectError, StorageError
 from pmshelve.mmapdict import frame, index, vacuum
 from pmshelve.mmapdict.batch import Batch
 from pmshelve.mmapdict.check import Problem, check
-from pmshelve.mmapdict.frame import encode_entry, encode_key
+from pmshelve.mmapdict.frame import encode_key
 from pmshelve.mmapdict.fsck import fsck
 from pmshelve.mmapdict.index import Place
-from pmshelve.mmapdict.picklers.generic import decode_pickle, raw_of_pickle
+from pmshelve.mmapdict.opcodes import SHORT_BYTES
+from pmshelve.mmapdict.picklers.generic import RAW_AT, decode_pickle
 from pmshelve.mmapdict.scan import place_of_bytes
 from pmshelve.mmapdict.session import ABSENT, DEFAULT, DOUBTFUL, Session, drop_read_buffer
 from pmshelve.mmapdict.stats import Stats, collect
@@ -151,7 +152,7 @@ class mmapdict(Session, MutableMapping[str, Any]):  # noqa: N801 (the name is mm
                     if m[flag] == 0x88 and (
                         log.map is m
                         if log.exclusive
-                        else m[18:116] == state or log.is_same(m, state)
+                        else m[18:116] == state or log.is_kept(m, state)
                     ):
                         return value
                 except Exception:  # noqa: BLE001, S110 (done again below, where it is known to be real)
@@ -288,21 +289,39 @@ class mmapdict(Session, MutableMapping[str, Any]):  # noqa: N801 (the name is mm
         if key.__class__ is not str:
             key = _as_key(key)
         log = self._log
-        try:
-            encoded = self._encode(value)
-        except ObjectError as error:
-            error.key, error.path = key, log.name
-            raise
+        if value.__class__ is bytes and len(value) < 256 and self._plain:
+            encoded: Any = SHORT_BYTES[len(value)] + value, False  # what `encode` does
+        else:
+            try:
+                encoded = self._encode(value)
+            except ObjectError as error:
+                error.key, error.path = key, log.name
+                raise
         batch = self._batch
         if batch is not None and batch.owner == get_ident():
-            batch.set(key, encoded)
+            batch.set(key, value, encoded)
             return
         if not log.ready:
             self._prepare_write()
-        stored, prefix = encode_key(key)
+        prefix = b""
+        if key < "\x01":
+            stored, prefix = encode_key(key)
+        else:
+            try:
+                stored = key.encode()
+            except UnicodeEncodeError:
+                stored, prefix = encode_key(key)
+            if len(stored) > 255:
+                stored, prefix = encode_key(key)
         known, entries = self._index, self._entries
         lock = log.lock
-        lock.acquire()
+        # `lock.acquire()`, and below `lock.release()`, written out
+        if not lock.grab(False):
+            lock.enter()
+        if lock.depth:
+            lock.depth += 1
+        else:
+            lock.take()
         try:
             if not log.exclusive and log.map[18:116] != log.sound:
                 self._catch_up()
@@ -312,30 +331,23 @@ class mmapdict(Session, MutableMapping[str, Any]):  # noqa: N801 (the name is mm
             old = None if entry is None else self._old(entry)
             place: Place | int
             place = tail = log.tail
-            if encoded.__class__ is tuple and (body := encoded[0]).__class__ is bytes:
+            body, reduces = encoded
+            if body.__class__ is bytes:
                 if prefix:
                     body = prefix + body
-                log.append(encode_entry(stored, body, encoded[1], tail), old)
+                log.append(stored, body, reduces, old)
+                end = tail + 11 + len(stored) + len(body)
                 if value.__class__ is bytes:
-                    end = tail + 11 + len(stored) + len(body)
                     place = (log.tail - 2, end - len(value), end, None, tail, False)
-                elif encoded[1] and self._codec.plain:
-                    start, stop = raw_of_pickle(body, len(prefix))
-                    value_start = tail + 11 + len(stored)
-                    place = (
-                        log.tail - 2,
-                        value_start + start,
-                        value_start + stop,
-                        decode_pickle,
-                        tail,
-                        True,
-                    )
+                elif reduces and self._plain and not prefix:
+                    start = end - len(body) + (RAW_AT + 2 if body[RAW_AT] == 0x43 else RAW_AT + 5)
+                    place = (log.tail - 2, start, end - 1, decode_pickle, tail, True)
             else:
                 self._append_large(stored, prefix, encoded, old)
             entries[key] = place  # never out of the dict meanwhile: other threads look
             if entry is not None:
                 known.disordered = True
-            if log.exclusive:
+            if log.exclusive and (old is not None or self._views.ended):
                 self._give_back(old)
             fresh = known.fresh = known.fresh + 1
             if fresh >= known.limit:
@@ -347,13 +359,17 @@ class mmapdict(Session, MutableMapping[str, Any]):  # noqa: N801 (the name is mm
             self._distrust()
             raise
         finally:
-            lock.release()
+            if lock.depth > 1:
+                lock.depth -= 1
+                lock.let_go()
+            else:
+                lock.release()
             if log.file is not None:
                 drop_read_buffer(log.file)
         if self._autovacuum:
             self._vacuum_if_due()
 
-    def __delitem__(self, key: str) -> None:  # noqa: C901 (hot)
+    def __delitem__(self, key: str) -> None:  # noqa: C901, PLR0912 (hot)
         """Delete `key`, atomically.
 
         Raises
@@ -369,18 +385,23 @@ class mmapdict(Session, MutableMapping[str, Any]):  # noqa: N801 (the name is mm
         if not log.ready:
             self._prepare_write()
         lock = log.lock
-        lock.acquire()
+        if not lock.grab(False):  # as in __setitem__
+            lock.enter()
+        if lock.depth:
+            lock.depth += 1
+        else:
+            lock.take()
         try:
             if not log.exclusive and log.map[18:116] != log.sound:
                 self._catch_up()
-            entries = self._entries
+            known, entries = self._index, self._entries
             entry = entries.get(key)
-            if entry is None and not self._index.complete and isinstance(key, str):
-                entry = self._index.lookup(log, key)
+            if entry is None and not known.complete and isinstance(key, str):
+                entry = known.lookup(log, key)
             old = None if entry is None else self._old(entry)
-            if entry is not None:
+            if known.complete:
                 entries.pop(key, None)
-            if not self._index.complete and isinstance(key, str):
+            elif isinstance(key, str):
                 entries[key] = None
             if old is None:
                 raise KeyError(key)
@@ -391,7 +412,11 @@ class mmapdict(Session, MutableMapping[str, Any]):  # noqa: N801 (the name is mm
             self._distrust()
             raise
         finally:
-            lock.release()
+            if lock.depth > 1:
+                lock.depth -= 1
+                lock.let_go()
+            else:
+                lock.release()
             if log.file is not None:
                 drop_read_buffer(log.file)
         if self._autovacuum:

@@ -141,7 +141,7 @@ def _ending(last: bytes, crc: int, flag: int, *, reducing: bool) -> bytes:
     flag = _nearest_flag(flag)
     if reducing:
         last = b"R" if flag == frame.LIVE else b"0"
-    return b"".join((last, b"J", U32.pack(crc), b"0J\0\0\0\x000", bytes((flag,)), b"0"))
+    return b"".join((last, b"J", U32.pack(crc), frame.OWN_TAIL, bytes((flag,)), b"0"))
 
 
 def _nearest_flag(flag: int) -> int:

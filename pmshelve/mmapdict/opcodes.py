@@ -52,6 +52,7 @@ __all__ = [
     "SETITEMS",
     "SHORT_BINBYTES",
     "SHORT_BINUNICODE",
+    "SHORT_BYTES",
     "STACK_GLOBAL",
     "STOP",
     "TUPLE",
@@ -209,10 +210,9 @@ def skip_padding(data: bytes, index: int) -> int:
 
 _U4: Final = struct.Struct("<I")
 _I4: Final = struct.Struct("<i")
-_U8: Final = struct.Struct("<Q")
 _F8: Final = struct.Struct(">d")
 _TUPLES: Final = (EMPTY_TUPLE, TUPLE1, TUPLE2, TUPLE3)
-_SHORT_BYTES: Final = tuple(SHORT_BINBYTES + bytes((size,)) for size in range(256))
+SHORT_BYTES: Final = tuple(SHORT_BINBYTES + bytes((size,)) for size in range(256))
 _SHORT_TEXT: Final = tuple(SHORT_BINUNICODE + bytes((size,)) for size in range(256))
 
 
@@ -220,7 +220,7 @@ def emit_bytes(value: bytes) -> bytes:
     """Return the opcode that pushes `value`, for at most 4 GiB."""
     size = len(value)
     if size < 256:
-        return _SHORT_BYTES[size] + value
+        return SHORT_BYTES[size] + value
     return BINBYTES + _U4.pack(size) + value
 
 

@@ -12,7 +12,8 @@ from typing import Any
 from pmshelve.errors import CorruptionError, NotAStoreError, VersionError
 from pmshelve.mmapdict import frame
 from pmshelve.mmapdict.frame import TERMINATOR
-from pmshelve.mmapdict.logfile import BOOT_UNKNOWN, Log, open_descriptor
+from pmshelve.mmapdict.logfile import Log
+from pmshelve.mmapdict.openfile import BOOT_UNKNOWN, open_descriptor
 from pmshelve.storage import file as disk
 
 __all__ = ["create_empty", "current_boot", "is_store", "open_log", "prepare"]

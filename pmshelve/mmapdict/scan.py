@@ -12,7 +12,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from pmshelve.mmapdict import frame
-from pmshelve.mmapdict.frame import HEAD_SIZE, TRAILER_SIZE, Read
+from pmshelve.mmapdict.frame import HEAD_SIZE, OWN_TAIL, TRAILER_SIZE, Read
+from pmshelve.mmapdict.picklers.generic import PICKLE_HEAD, decode_pickle
 from pmshelve.storage.binary import U32, crc32
 
 __all__ = [
@@ -224,34 +225,54 @@ class Scan:
             yield entry
 
 
-def quick_entries(data: bytes, base: int) -> tuple[list[Entry], int]:
+def quick_entries(data: bytes, base: int, *, plain: bool) -> tuple[list[tuple[str, int, Any]], int]:
     """Return the plain entries that `data`, the file's bytes from `base` on, begins with.
 
     These are entries of pmshelve with an ordinary key and a small value, whole and with a right
-    CRC; and the offset of the first bytes that are anything else, for a `Scan` to judge.  Costs a
-    fifth of what a scan does: whoever follows a busy writer lives on it.
+    CRC.  Costs a tenth of what a scan does: whoever follows a busy writer lives on it.
+
+    Parameters
+    ----------
+    plain
+        Whether the built-in picklers read the values.
+
+    Returns
+    -------
+    Of each its key, its flag, and the place of its value (see `index.Place`) if it is bytes or a
+    short pickle, or else the entry's offset; and the offset of the first bytes that are anything
+    else, for a `Scan` to judge.
     """
-    entries: list[Entry] = []
+    entries: list[tuple[str, int, Any]] = []
     at, size = 0, len(data)
+    place: Any
     while at + HEAD_SIZE <= size:
         tag, count, op, key_size = _unpack_head(data, at)
         end = at + 9 + count
         value = at + HEAD_SIZE + key_size
         if tag != 0x95 or op != 0x8C or end > size or value + TRAILER_SIZE >= end:
             break
-        if data[value] not in _QUICK and not data.startswith(frame.GENERIC_PREFIX, value):
-            break
-        if data[end - 9 : end - 2] != b"0J\0\0\0\x000" or data[value + 16] == 0x8E:
-            break
         stop = end - TRAILER_SIZE
-        stored = data[at + HEAD_SIZE : value]
-        if _unpack_size(data, stop + 1)[0] != crc32(data[at:stop]) or stored[:1] == b"\0":
+        if data[end - 9 : end - 2] != OWN_TAIL or data[at + HEAD_SIZE] == 0:
             break
+        if _unpack_size(data, stop + 1)[0] != crc32(data[at:stop]):
+            break
+        code = data[value]
+        offset = place = base + at
+        if code not in _QUICK:
+            raw = value + len(PICKLE_HEAD)
+            if not data.startswith(PICKLE_HEAD, value) or data[raw] == 0x8E:
+                break
+            if plain and data[raw] == 0x43:
+                start = base + raw + 2
+                place = base + end - 2, start, start + data[raw + 1], decode_pickle, offset, True
+        elif code == 0x43 and plain:
+            start = base + value + 2
+            place = base + end - 2, start, start + data[value + 1], None, offset, False
         try:
-            key = stored.decode()
+            key = data[at + HEAD_SIZE : value].decode()
         except UnicodeDecodeError:
             break
-        entries.append(Entry(key, base + at, base + end, data[end - 2], base + value, True, stored))
+        entries.append((key, data[end - 2], place))
         at = end
     return entries, base + at
 
@@ -308,7 +329,7 @@ def place_of_bytes(
         stop = start + _unpack_size(view, value + 1)[0]
     else:
         return None
-    if stop > end - TRAILER_SIZE or view[end - 9 : end - 2] != b"0J\0\0\0\x000":
+    if stop > end - TRAILER_SIZE or view[end - 9 : end - 2] != OWN_TAIL:
         return None
     return end - 2, start, stop, None, offset, False
 

@@ -41,7 +41,8 @@ from pmshelve.mmapdict.frame import (
     lay_out,
 )
 from pmshelve.mmapdict.index import Index, NeedsLock, Old, Place
-from pmshelve.mmapdict.logfile import CLEAN, UNSOUND, Log, open_descriptor
+from pmshelve.mmapdict.logfile import Log
+from pmshelve.mmapdict.openfile import CLEAN, UNSOUND, open_descriptor
 from pmshelve.mmapdict.opening import current_boot, open_log, prepare
 from pmshelve.mmapdict.picklers.base import Foreign
 from pmshelve.mmapdict.picklers.builtin import Codec
@@ -58,6 +59,8 @@ logger = logging.getLogger("pmshelve.mmapdict")
 AUTOVACUUM_MIN = 1 << 20
 """Dead bytes below which an automatic vacuum is not worth it."""
 _LOCK_FREE_TRIES = 4
+_REMAP_SIZE = 1 << 16
+"""Bytes that others append before a file is mapped anew, if it is neither small nor large."""
 
 DEFAULT: Any = object()
 """Stands for an argument that was not given."""
@@ -108,6 +111,7 @@ class Session:
         self._codec = Codec(self, picklers)
         self._picklers = self._codec.picklers
         self._encode = self._codec.encode
+        self._plain = self._index.plain = self._codec.plain
         self._options: dict[str, Any] = {"convert": convert, "mode": mode, "face": face}
         try:
             self._open(face, exclusive=exclusive and log.writable)
@@ -147,7 +151,7 @@ class Session:
         except CorruptionError as error:
             # The store opens all the same, so that fsck() can be called on it.
             log.damage = error
-            log.state = log.sound = UNSOUND
+            log.state = log.sound = log.busy = UNSOUND
 
     def _settle_face(self, face: str | None) -> None:
         log = self._log
@@ -179,6 +183,7 @@ class Session:
     def _release(self) -> None:
         log = self._log
         log.exclusive = False
+        log.trim()
         if not log.failed and log.damage is None:
             log.begin()
             log.settle()
@@ -246,7 +251,7 @@ class Session:
     def _refresh(self) -> None:
         """Make the state known: without a lock if that goes."""
         log = self._log
-        if log.exclusive or (log.map and log.map[18:116] == log.state):
+        if log.exclusive or (log.map and (log.map[18:116] == log.state or log.is_waiting())):
             return
         log.lock.enter()
         try:
@@ -257,7 +262,8 @@ class Session:
                 return
             try:
                 self._index.refresh(log, locked=False)
-                if log.tail > len(log.map) + (len(log.map) >> 3):
+                size = len(log.map)
+                if log.tail - size > max(min(size >> 3, _REMAP_SIZE), size >> 6):
                     log.remap()  # what others appended; in between it is read without the map
             except NeedsLock:
                 if log.forked:
@@ -342,7 +348,9 @@ class Session:
                 m = log.map
                 place = self._find(key)
                 if place is DOUBTFUL:
-                    break
+                    if m[18:116] == log.state:
+                        break
+                    continue  # somebody is at work, and has replaced or deleted it just now
                 if place is None:
                     if self._holds(m):
                         return ABSENT
@@ -428,7 +436,7 @@ class Session:
         batch = self._batch
         if batch is not None and batch.owner == get_ident() and key in batch.changes:
             staged = batch.changes[key]
-            return None if staged is None else self._resolve(staged, key)
+            return self._resolve(staged, key) if staged.__class__ is int else staged
         entries = self._entries
         entry = entries.get(key, DEFAULT)
         known = entry is not DEFAULT
@@ -513,7 +521,7 @@ class Session:
     def _distrust(self) -> None:
         """Forget what is known: an exception came from where none of ours could."""
         log = self._log
-        log.state = log.sound = UNSOUND
+        log.state = log.sound = log.busy = UNSOUND
         if log.exclusive:
             log.exclusive = False
             self._load()
@@ -589,11 +597,11 @@ class Session:
     def _merge(self, batch: Batch) -> None:
         """Take in a batch that was published."""
         entries, complete = self._entries, self._index.complete
-        for key, offset in batch.changes.items():
-            if offset is not None or not complete:
-                entries[key] = offset
-            else:
-                entries.pop(key, None)
+        entries.update(batch.changes)
+        if complete:
+            for key, place in batch.changes.items():
+                if place is None:
+                    entries.pop(key, None)
         self._index.disordered = True
         if self._log.exclusive:
             for old in batch.olds:
@@ -636,6 +644,7 @@ class Session:
         try:
             if not log.exclusive:
                 self._catch_up()
+            log.trim()
             if due and log.superblock is not None:
                 self._index.write_checkpoint(log)
                 log.datasync()

@@ -58,7 +58,7 @@ class Stats:
 def collect(log: Log, index: Index) -> Stats:
     """Return the figures of an open log whose counts are known."""
     block = log.superblock
-    size = log.size
+    size = log.end
     dead = log.dead_size or 0
     overhead = 24 + 11 + (230 if block is not None else 0)
     return Stats(

@@ -47,7 +47,7 @@ from pmshelve.mmapdict.logfile import Log
 from pmshelve.mmapdict.picklers import codec
 from pmshelve.mmapdict.picklers.base import Foreign
 from pmshelve.storage import file as disk
-from pmshelve.storage.binary import U32, U64, align_up, crc32
+from pmshelve.storage.binary import SECTOR_SIZE, U32, U64, align_up, crc32
 from pmshelve.storage.lock import UNLOCK
 
 if TYPE_CHECKING:
@@ -278,6 +278,7 @@ def _sync_name(log: Log, directory: int) -> None:
 
 def _move_in_place(log: Log, make: Make) -> None:
     """P1 to P5."""
+    log.trim()
     end = footer = log.size
     try:
         base, size = _write_behind(log, end, make)  # P1
@@ -294,11 +295,11 @@ def _move_in_place(log: Log, make: Make) -> None:
 
 def _write_behind(log: Log, end: int, make: Make) -> tuple[int, int]:
     """Write the image behind the file's end; return where it is, and its size."""
-    base = align_up(end, 512)
+    base = align_up(end, SECTOR_SIZE)
     size = make(log.fd, base).position
     if size > base:  # there must be room for it in front of it
-        copy_data(log.fd, log.fd, base, base + align_up(size, 512), size)
-        base += align_up(size, 512)
+        copy_data(log.fd, log.fd, base, base + align_up(size, SECTOR_SIZE), size)
+        base += align_up(size, SECTOR_SIZE)
     log.datasync()
     return base, size
 

@@ -34,9 +34,13 @@ __all__ = [
     "copy_range",
     "datasync",
     "discard",
+    "exists",
+    "forget",
     "is_named",
     "is_regular",
+    "link",
     "map_file",
+    "map_private",
     "open_directory",
     "read_at",
     "replace",
@@ -59,7 +63,15 @@ _IOV_MAX = min(1024, os.sysconf("SC_IOV_MAX") if hasattr(os, "sysconf") else 16)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 
+_LINUX = sys.platform == "linux"
+_MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if _LINUX else 0)
+"""Named by the standard library from 3.13 on; on the processors where Linux has another value, this
+one is ignored."""
+
 LOCK_EXCLUSIVE = fcntl.LOCK_EX | fcntl.LOCK_NB
+
+_UNTRACKED: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) else {}
+"""Keeps a map from holding a descriptor of its own, which Python duplicates only to resize it."""
 
 Map = mmap.mmap
 
@@ -178,6 +190,14 @@ def writev_at(fd: int, buffers: Sequence[bytes | bytearray | memoryview], offset
     OSError
         Some of the bytes may have been written.
     """
+    size = sum(map(len, buffers))
+    if (
+        len(buffers) <= _IOV_MAX
+        and 0 < size <= CALL_SIZE_MAX
+        and system.pwritev(fd, buffers, offset) == size
+    ):
+        return size
+    # Writing again what a short write wrote already is harmless.
     start = offset
     for group in _groups(buffers):
         total = sum(len(view) for view in group)
@@ -300,6 +320,15 @@ def is_named(fd: int, path: str) -> bool | None:
     return (named.st_ino, named.st_dev) == (info.st_ino, info.st_dev)
 
 
+def exists(path: str) -> bool:
+    """Whether `path` names anything, be it a link that leads nowhere."""
+    try:
+        system.stat(path, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def is_regular(fd: int) -> bool:
     """Whether the open file is an ordinary one, that can be mapped and truncated."""
     return stat.S_ISREG(system.fstat(fd).st_mode)
@@ -308,6 +337,11 @@ def is_regular(fd: int) -> bool:
 def replace(source: str, target: str) -> None:
     """Give the file at `source` the name `target`, atomically."""
     system.rename(source, target)
+
+
+def link(source: str, target: str) -> None:
+    """Give the file at `source` a second name, `target`, which must not exist."""
+    system.link(source, target)
 
 
 def unlink(path: str) -> None:
@@ -351,7 +385,30 @@ def map_file(fd: int, size: int, *, writable: bool, offset: int = 0, private: bo
         access = mmap.ACCESS_COPY
     else:
         access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
-    return system.mmap(fd, size, access=access, offset=offset)
+    return system.mmap(fd, size, access=access, offset=offset, **_UNTRACKED)
+
+
+def map_private(fd: int, size: int) -> Any:
+    """Return a `Map` of the file that can be stored into and keeps that to itself.
+
+    Unlike `map_file` it takes no swap space in advance, however large it is.
+    """
+    flags = mmap.MAP_PRIVATE | _MAP_NORESERVE
+    return system.mmap(fd, size, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+
+
+def forget(private: Any, offset: int, size: int) -> bool:
+    """Give up what was stored into whole pages of a private map: they are the file's again.
+
+    Returns False where the system does not promise that, and has done nothing.
+    """
+    if not _LINUX:
+        return False  # elsewhere MADV_DONTNEED is advice that may be taken or not
+    try:
+        private.madvise(mmap.MADV_DONTNEED, offset, size)
+    except OSError:
+        return False
+    return True
 
 
 def discard(shared: Any, offset: int, size: int) -> bool:

@@ -39,13 +39,21 @@ class FileLock:
     timeout
         Seconds to wait for this process's threads, and then again for other processes; None for
         ever.
+
+    Attributes
+    ----------
+    grab, let_go
+        `acquire` and `release` of the lock for threads.
+    fd, depth
+        The descriptor; how many calls hold the file's lock.  For callers that write `acquire` and
+        `release` out where each call counts.
     """
 
-    __slots__ = ("_depth", "_enter", "_fd", "_leave", "_pinned", "path", "timeout")
+    __slots__ = ("_pinned", "depth", "fd", "grab", "let_go", "path", "timeout")
 
     def __init__(self, fd: int, path: object, timeout: float | None) -> None:
-        self._fd = fd
-        self._depth = 0
+        self.fd = fd
+        self.depth = 0
         self._pinned = False
         self.renew()
         self.path = path
@@ -61,19 +69,23 @@ class FileLock:
         StorageError
             The file system has no locks.
         """
-        if not self._enter(False):
+        if not self.grab(False):
             self._wait_for_threads()
-        if self._depth:
-            self._depth += 1
-            return
+        if self.depth:
+            self.depth += 1
+        else:
+            self.take(operation)
+
+    def take(self, operation: int = EXCLUSIVE) -> None:
+        """Take the file's lock, which no call holds, in the threads' lock, or give that back."""
         try:
-            system.flock(self._fd, operation)
+            system.flock(self.fd, operation)
         except OSError as error:
             self._insist(error, operation)
         except BaseException:
-            self._leave()
+            self.let_go()
             raise
-        self._depth = 1
+        self.depth = 1
 
     def _insist(self, error: OSError, operation: int) -> None:
         """Go on after the file's lock was not had at once, or give the threads' lock back."""
@@ -84,45 +96,45 @@ class FileLock:
                 # Reading goes on where there are no locks: nobody can write there either.
                 raise self._refusal(error) from None
         except BaseException:
-            self._leave()
+            self.let_go()
             raise
 
     def release(self) -> None:
         """Undo one `acquire`."""
-        depth = self._depth = self._depth - 1
+        depth = self.depth = self.depth - 1
         if not depth:
             try:
-                system.flock(self._fd, UNLOCK)
+                system.flock(self.fd, UNLOCK)
             except OSError as error:
                 if not _is_unsupported(error):
                     raise
-        self._leave()
+        self.let_go()
 
     def try_shared(self) -> bool:
         """Take the lock shared if that needs no waiting for another process."""
-        if not self._enter(False):
+        if not self.grab(False):
             self._wait_for_threads()
-        if not self._depth:
+        if not self.depth:
             try:
-                system.flock(self._fd, SHARED)
+                system.flock(self.fd, SHARED)
             except OSError:
-                self._leave()
+                self.let_go()
                 return False
-        self._depth += 1
+        self.depth += 1
         return True
 
     def enter(self) -> None:
         """Keep this process's other threads out; other processes go on."""
-        if not self._enter(False):
+        if not self.grab(False):
             self._wait_for_threads()
 
     def try_enter(self) -> bool:
         """Do as `enter` if no other thread is in."""
-        return self._enter(False)
+        return self.grab(False)
 
     def leave(self) -> None:
         """Undo one `enter`."""
-        self._leave()
+        self.let_go()
 
     def move(self, fd: int, operation: int = EXCLUSIVE) -> None:
         """Go over, with the lock held, to another descriptor, locking that and unlocking this.
@@ -132,15 +144,15 @@ class FileLock:
         LockTimeoutError
             The other one could not be locked; this one still is.
         """
-        previous = self._fd
-        self._fd = fd
+        previous = self.fd
+        self.fd = fd
         try:
             try:
                 system.flock(fd, operation)
             except BlockingIOError:
                 self._wait_for_processes(operation)
         except BaseException:
-            self._fd = previous
+            self.fd = previous
             raise
         system.flock(previous, UNLOCK)
 
@@ -148,7 +160,7 @@ class FileLock:
         """Keep the file's lock, held now, until `unpin`."""
         if not self._pinned:
             self._pinned = True
-            self._depth += 1
+            self.depth += 1
 
     def unpin(self) -> None:
         """Give back the file's lock, if it was pinned, once no call holds it."""
@@ -162,17 +174,17 @@ class FileLock:
     @property
     def held(self) -> bool:
         """Whether this process holds the file's lock."""
-        return self._depth > 0
+        return self.depth > 0
 
     def rebind(self, fd: int) -> None:
         """Use another descriptor from now on; nothing is held."""
-        self._fd = fd
+        self.fd = fd
 
     def renew(self) -> None:
         """Forget all that a fork copied: the threads are gone, the file's lock is the parent's."""
         rlock = threading.RLock()
-        self._enter, self._leave = rlock.acquire, rlock.release
-        self._depth = 0
+        self.grab, self.let_go = rlock.acquire, rlock.release
+        self.depth = 0
         self._pinned = False
 
     def _refusal(self, error: BaseException) -> BaseException:
@@ -187,7 +199,7 @@ class FileLock:
 
     def _wait_for_threads(self) -> None:
         timeout = -1 if self.timeout is None else self.timeout
-        if not self._enter(timeout=timeout):
+        if not self.grab(timeout=timeout):
             raise LockTimeoutError(
                 f"another thread held the lock for {self.timeout} s",
                 self.path,
@@ -200,13 +212,13 @@ class FileLock:
         while True:
             time.sleep(pause)
             try:
-                system.flock(self._fd, operation)
+                system.flock(self.fd, operation)
                 return
             except BlockingIOError:
                 pass
             if deadline is not None and time.monotonic() >= deadline:
                 raise LockTimeoutError(
-                    f"locked for {self.timeout} s by {holder_of(self._fd) or 'another opener'}",
+                    f"locked for {self.timeout} s by {holder_of(self.fd) or 'another opener'}",
                     self.path,
                     hint="raise timeout=, or close the store there",
                 )

@@ -5,11 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-import pickle
-import sys
 import tempfile
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,48 +14,15 @@ import pytest
 
 from pmshelve.errors import ForkedError, LockTimeoutError
 from pmshelve.mmapdict import mmapdict
+from tests.support.forks import finish as _finish
+from tests.support.forks import in_child as _in_child
+from tests.support.forks import start as _start
 from tests.support.stores import assert_content, assert_sound, descriptors
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "store.mmdpickle"
-
-
-def _start(task: Callable[[], Any]) -> tuple[int, int]:
-    """Fork a child that runs `task`; return its pid and the descriptor of its answer."""
-    readable, writable = os.pipe()
-    pid = os.fork()
-    if pid:
-        os.close(writable)
-        return pid, readable
-    try:
-        os.close(readable)
-        try:
-            answer = pickle.dumps((True, task()))
-        except BaseException:
-            answer = pickle.dumps((False, traceback.format_exc()))
-        with os.fdopen(writable, "wb") as pipe:
-            pipe.write(answer)
-    finally:
-        sys.stdout.flush()
-        os._exit(0)
-
-
-def _finish(child: tuple[int, int]) -> Any:
-    pid, readable = child
-    with os.fdopen(readable, "rb") as pipe:
-        data = pipe.read()
-    os.waitpid(pid, 0)
-    assert data, "the child died without an answer"
-    succeeded, result = pickle.loads(data)
-    assert succeeded, result
-    return result
-
-
-def _in_child(task: Callable[[], Any]) -> Any:
-    """Return what `task` returns in a forked child."""
-    return _finish(_start(task))
 
 
 def test_child_reads_and_writes_the_same_file(path: Path) -> None:

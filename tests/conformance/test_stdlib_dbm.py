@@ -1,4 +1,4 @@
-"""CPython's own tests of `dbm`, `dbm.dumb` and `dbm.gnu`, over our module.
+"""CPython's own tests of `dbm`, `dbm.dumb` and `dbm.gnu`, over our modules.
 
 They come from the `test` package of the running Python, so each version brings its own.  Left out,
 by name and with the reason, is what looks into another module's files or asks for what the design
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dbm
 import importlib.util
-import os
 import sys
 import unittest
 from collections.abc import Iterator
@@ -20,15 +19,14 @@ from unittest import mock
 
 import pytest
 
-from pmshelve.dbm_compat import mmapdict as our_dbm
-from pmshelve.dbm_compat import register, unregister
+from pmshelve.dbm_compat import mmapdict, pmemobj, register, unregister
 
 test_dbm: Any = pytest.importorskip("test.test_dbm", exc_type=ImportError)
 test_dumb: Any = pytest.importorskip("test.test_dbm_dumb", exc_type=ImportError)
 mapping_tests: Any = pytest.importorskip("test.mapping_tests", exc_type=ImportError)
 
 
-def load_test_gnu() -> Any:
+def load_test_gnu(our_dbm: ModuleType) -> Any:
     """Return CPython's test of `dbm.gnu`, made to believe that our module is it."""
     spec = importlib.util.find_spec("test.test_dbm_gnu")
     assert spec is not None
@@ -39,9 +37,6 @@ def load_test_gnu() -> Any:
     return module
 
 
-test_gnu = load_test_gnu()
-
-
 @pytest.fixture(autouse=True)
 def _registered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)  # the names in those tests are relative
@@ -50,21 +45,20 @@ def _registered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
     unregister()
 
 
-class TestAnyDBM(test_dbm.AnyDBMTestCase, unittest.TestCase):
-    module = our_dbm
-    _dict: ClassVar = dict(test_dbm.AnyDBMTestCase._dict)  # a test changes it
-
-
 class TestWhichDB(test_dbm.WhichDBTestCase):
     def setUp(self) -> None:
         super().setUp()
         self.dbm: ModuleType = dbm  # not a fresh one, in which nothing is registered
 
-    def test_ours_is_among_them(self) -> None:
-        assert our_dbm in test_dbm.dbm_iterator()
+    def test_ours_are_among_them(self) -> None:
+        assert {mmapdict, pmemobj} <= {*test_dbm.dbm_iterator()}
 
 
-class TestAsDumb(test_dumb.DumbDBMTestCase):
+class AsDumb:
+    """`dbm.dumb`'s tests.  Two classes of them, one for each of our modules, are made below."""
+
+    our_dbm: ClassVar[Any]
+
     # They look into dbm.dumb's own two files.
     test_dumbdbm_creation_mode = None
     test_eval = None
@@ -81,13 +75,15 @@ class TestAsDumb(test_dumb.DumbDBMTestCase):
     @pytest.fixture(autouse=True)
     def _ours(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def open_or_create(file: Any, flag: str = "c", mode: int = 0o666) -> Any:
-            return our_dbm.open(file, flag, mode)
+            return self.our_dbm.open(file, flag, mode)
 
-        ours = SimpleNamespace(open=open_or_create, error=our_dbm.error)
+        ours = SimpleNamespace(open=open_or_create, error=self.our_dbm.error)
         monkeypatch.setattr(test_dumb, "dumbdbm", ours)
 
 
-class TestAsGnu(test_gnu.TestGdbm):
+class AsGnu:
+    """`dbm.gnu`'s tests."""
+
     # Our class may be instantiated, over a store.
     test_disallow_instantiation = None
     # Another flag is a ValueError here, as in dbm.dumb.
@@ -96,7 +92,10 @@ class TestAsGnu(test_gnu.TestGdbm):
     test_context_manager = None
 
 
-class TestMappingProtocol(mapping_tests.BasicTestMappingProtocol):
+class Mapping:
+    """The tests that every mapping is given."""
+
+    our_dbm: ClassVar[Any]
     counter = 0
 
     def _reference(self) -> dict[bytes, bytes]:
@@ -104,18 +103,33 @@ class TestMappingProtocol(mapping_tests.BasicTestMappingProtocol):
 
     def _empty_mapping(self) -> Any:
         self.counter += 1
-        database = our_dbm.open(f"db{self.counter}", "n")
-        self.addCleanup(database.close)
+        database = self.our_dbm.open(f"db{self.counter}", "n")
+        self.addCleanup(database.close)  # type: ignore[attr-defined]
         return database
 
 
+SUITES: list[type] = [TestWhichDB]
+
+for module in (mmapdict, pmemobj):
+    kind = module.__name__.rpartition(".")[2].title()
+    for title, bases in {
+        f"TestAnyDBM{kind}": (test_dbm.AnyDBMTestCase, unittest.TestCase),
+        f"TestAsDumb{kind}": (AsDumb, test_dumb.DumbDBMTestCase),
+        f"TestAsGnu{kind}": (AsGnu, load_test_gnu(module).TestGdbm),
+        f"TestMapping{kind}": (Mapping, mapping_tests.BasicTestMappingProtocol),
+    }.items():
+        space: dict[str, Any] = {"module": module, "our_dbm": module, "__module__": __name__}
+        if test_dbm.AnyDBMTestCase in bases:
+            space["_dict"] = dict(test_dbm.AnyDBMTestCase._dict)  # a test changes it
+        globals()[title] = type(title, bases, space)
+        SUITES.append(globals()[title])
+
+
 def test_the_test_package_was_really_used() -> None:
-    assert issubclass(TestAnyDBM, test_dbm.AnyDBMTestCase)
-    assert os.path.basename(test_gnu.__file__) == "test_dbm_gnu.py"
     names = [
         name
-        for suite in (TestAnyDBM, TestAsDumb, TestAsGnu, TestWhichDB, TestMappingProtocol)
+        for suite in SUITES
         for name in dir(suite)
         if name.startswith("test") and callable(getattr(suite, name))
     ]
-    assert len(names) > 40
+    assert len(names) > 80

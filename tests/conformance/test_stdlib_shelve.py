@@ -1,10 +1,11 @@
-"""CPython's own tests of `shelve`: over our dbm module, and with `pmshelve.open` in its place."""
+"""CPython's own tests of `shelve`: over our dbm modules, and with `pmshelve.open` in its place."""
 
 from __future__ import annotations
 
 import pickle
 import shelve
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -12,8 +13,8 @@ from typing import Any, ClassVar
 import pytest
 
 import pmshelve
-from pmshelve.dbm_compat import mmapdict as our_dbm
-from pmshelve.dbm_compat import register, unregister
+from pmshelve.dbm_compat import mmapdict, pmemobj, register, unregister
+from pmshelve.dbm_compat.database import Database
 from pmshelve.shelf import ClassicShelf, NativeShelf, ShelveError
 
 test_shelve: Any = pytest.importorskip("test.test_shelve", exc_type=ImportError)
@@ -33,17 +34,32 @@ def _registered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
 # The standard library's shelf over our dbm module -----------------------------------------------
 
 
-class TestShelveOverDBM(test_shelve.TestCase):
+class TestShelveOverMmapdict(test_shelve.TestCase):
     # CPython 3.15: it expects the error of dbm.sqlite3, the default module there.
     test_custom_incomplete_serializer_and_deserializer = None
 
+    default = mmapdict
+
+    @pytest.fixture(autouse=True)
+    def _default(self) -> None:
+        register(self.default.__name__)
+
     def test_the_files_are_ours(self) -> None:
         with shelve.open("shelf") as shelf:
-            assert isinstance(shelf.dict, our_dbm.Database)  # type: ignore[attr-defined]
+            assert isinstance(shelf.dict, Database)  # type: ignore[attr-defined]
+        assert self.default.recognizes("shelf")
 
 
-class OverDBM(test_shelve.TestShelveFileBase):
-    dbm_mod = our_dbm
+class TestShelveOverPool(TestShelveOverMmapdict):
+    default = pmemobj
+
+
+class OverMmapdict(test_shelve.TestShelveFileBase):
+    dbm_mod = mmapdict
+
+
+class OverPool(test_shelve.TestShelveFileBase):
+    dbm_mod = pmemobj
 
 
 # Our shelves ------------------------------------------------------------------------------------
@@ -53,15 +69,21 @@ class TestShelveIsOurs(test_shelve.TestCase):
     # CPython 3.15: it expects the error of dbm.sqlite3, the default module there.
     test_custom_incomplete_serializer_and_deserializer = None
 
+    backend = "mmapdict"
+
     @pytest.fixture(autouse=True)
     def _ours(self, monkeypatch: pytest.MonkeyPatch) -> None:
         ours = SimpleNamespace(
-            open=pmshelve.open,
+            open=partial(pmshelve.open, backend=self.backend),
             Shelf=ClassicShelf,
             BsdDbShelf=shelve.BsdDbShelf,
             ShelveError=ShelveError,
         )
         monkeypatch.setattr(test_shelve, "shelve", ours)
+
+
+class TestShelveIsOurPool(TestShelveIsOurs):
+    backend = "pmemobj"
 
 
 class Ours(test_shelve.TestShelveBase):
@@ -86,6 +108,14 @@ class OursClassic(Ours):
     _args: ClassVar = {"serializer": pickle.dumps, "deserializer": pickle.loads}
 
 
+class OursPool(OursNative):
+    _args: ClassVar = {"backend": "pmemobj"}
+
+
+class OursClassicPool(OursClassic):
+    _args: ClassVar = {**OursClassic._args, "backend": "pmemobj"}
+
+
 class OursInMemory(test_shelve.TestShelveBase):
     _args: dict[str, Any]
 
@@ -100,7 +130,9 @@ def make(base: type, name: str, **arguments: Any) -> type:
     return type(name, bases, {"_args": arguments, "__module__": __name__})
 
 
-for base in (OverDBM, OursNative, OursClassic, OursInMemory):
+BASES = (OverMmapdict, OverPool, OursNative, OursClassic, OursPool, OursClassicPool, OursInMemory)
+
+for base in BASES:
     for protocol in PROTOCOLS:
         title = f"Test{base.__name__}Protocol{protocol}"
         globals()[title] = make(base, title, protocol=protocol)

@@ -15,7 +15,7 @@ import pytest
 
 from pmshelve.errors import NoSpaceError
 from pmshelve.mmapdict import EmptyNDArray, mmapdict
-from tests.crash.scenarios import FIRST, file_object, first_file, plain, synced
+from tests.crash.scenarios import FIRST, exclusive, file_object, first_file, plain, synced
 from tests.support.history import matches
 from tests.support.processes import ROOT
 from tests.support.simdisk import SimDisk
@@ -24,7 +24,11 @@ from tests.support.stores import assert_sound
 SPARE = [*range(0, 40, 3), 100, 490, *range(500, 520, 4), 1_000, 4_000, 70_000]
 
 
-@pytest.mark.parametrize("opens", [plain, synced, file_object], ids=["plain", "synced", "file"])
+@pytest.mark.parametrize(
+    "opens",
+    [plain, synced, exclusive, file_object],
+    ids=["plain", "synced", "exclusive", "file"],
+)
 @pytest.mark.parametrize("kind", ["small", "large", "batch", "vacuum"])
 def test_no_room_after_any_number_of_bytes(tmp_path: Path, opens: Any, kind: str):
     path = tmp_path / "store"
@@ -92,14 +96,15 @@ def run_limited(code: str, *arguments: str) -> str:
     return done.stdout
 
 
-def test_a_limit_on_the_size_of_files(tmp_path: Path):
+@pytest.mark.parametrize("exclusively", [False, True], ids=["shared", "exclusive"])
+def test_a_limit_on_the_size_of_files(tmp_path: Path, exclusively: bool):
     path = tmp_path / "store"
     code = """
 import errno, resource, sys
 from pmshelve.errors import NoSpaceError
 from pmshelve.mmapdict import mmapdict
 resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, resource.RLIM_INFINITY))
-store = mmapdict(sys.argv[1])
+store = mmapdict(sys.argv[1], exclusive=sys.argv[2] == "True")
 number = 0
 try:
     while True:
@@ -116,7 +121,7 @@ assert store["after"] == 1
 store.close()
 print(number)
 """
-    number = int(run_limited(code, str(path)))
+    number = int(run_limited(code, str(path), str(exclusively)))
     assert 300 < number < 430
     with mmapdict(path) as store:
         expected: dict[str, Any] = {f"key {i}": bytes([i % 251]) * 700 for i in range(1, number)}
@@ -137,11 +142,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(home)], check=True)
 
 
-def test_a_small_disk(small_disk: Path):
+@pytest.mark.parametrize("exclusively", [False, True], ids=["shared", "exclusive"])
+def test_a_small_disk(small_disk: Path, exclusively: bool):
     path = small_disk / "store"
     ballast = small_disk / "ballast"
     ballast.write_bytes(bytes(100_000))
-    with mmapdict(path) as store:
+    with mmapdict(path, exclusive=exclusively) as store:
         expected: dict[str, Any] = {}
         with pytest.raises(NoSpaceError) as caught:
             fill(store, expected)

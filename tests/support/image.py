@@ -10,6 +10,7 @@ from pmshelve.mmapdict.checkpoint import hash_key
 from pmshelve.mmapdict.checkpoint_writer import build
 from pmshelve.mmapdict.frame import LIVE, TERMINATOR
 from pmshelve.mmapdict.picklers.base import Blob
+from pmshelve.mmapdict.picklers.generic import PICKLE_HEAD
 
 
 class Image:
@@ -53,7 +54,7 @@ class Image:
     def add_generic(self, key: str, raw: bytes, flag: int = LIVE) -> None:
         """Add an entry whose value is `pickle.loads(raw)`."""
         stored, prefix = frame.encode_key(key)
-        body = prefix + frame.GENERIC_PREFIX + b"C" + bytes((len(raw),)) + raw + b"\x85"
+        body = prefix + PICKLE_HEAD + b"C" + bytes((len(raw),)) + raw + b"\x85"
         data = bytearray(frame.encode_entry(stored, body, True, self.end))
         if flag != LIVE:
             data[-15] = ord("0")

@@ -54,6 +54,25 @@ def test_a_run_tells_no_names_and_no_paths(outcome, tmp_path):
     assert set(outcome["environment"]) == set(ENVIRONMENT)
 
 
+POOLS = [name for name in WORKLOADS if name.startswith("pool-")]
+
+
+@pytest.mark.parametrize("workload", POOLS)
+def test_the_workloads_of_pools_run(tmp_path, capsys, workload):
+    engines = [name for name in WORKLOADS[workload].engines if name.startswith(("pm", "sqlite"))]
+    options = [f"--engine={name}" for name in engines]
+    result = measure(tmp_path, f"--workload={workload}", "--count=200", *options)
+    assert {entry["engine"] for entry in result["results"]} == {*engines}
+    assert all(min(entry["samples"]) >= 0 for entry in result["results"])
+    text = capsys.readouterr().out
+    assert "pool targets" in text
+    for target in TARGETS:
+        if target.workload == workload:
+            row = next(line for line in text.splitlines() if line.startswith(f"| {target.text} |"))
+            assert "not measured" not in row
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
+
+
 def test_a_broken_engine_is_reported_and_hides_no_other(tmp_path, capsys, monkeypatch):
     def fail(*_):
         raise OSError("broken")
@@ -167,6 +186,30 @@ def test_a_page_gets_its_tables_and_keeps_its_text():
 def test_a_page_that_asks_for_what_was_not_measured_is_refused():
     with pytest.raises(KeyError):
         report.write_page("<!-- benchmark: get -->\n<!-- end -->\n", outcome_of())
+
+
+def test_a_part_of_a_page_can_be_renewed():
+    page = "".join(
+        f"<!-- benchmark: {name} -->\nold\n<!-- end -->\n"
+        for name in ("environment", "put", "pool environment", "pool-dict")
+    )
+    pools = outcome_of(result("pynvm", "set", [6.0], workload="pool-dict"))
+    text = report.write_page(page, pools, part=True)
+    assert text.startswith("<!-- benchmark: environment -->\nold\n")
+    assert "<!-- benchmark: put -->\nold\n" in text
+    assert "<!-- benchmark: pool environment -->\n2-core x86_64" in text
+    assert "| pynvm | 6 |" in text
+
+
+def test_the_targets_of_pools_have_a_table_of_their_own():
+    outcome = outcome_of(
+        result("pmshelve-pool", "set", [14.0], workload="pool-dict", ours=True),
+        result("pynvm", "set", [84.0], workload="pool-dict"),
+    )
+    rows = {row[0]: row for row in report.target_rows(report.Figures(outcome), pools=True)}
+    row = rows["set of a dict, each a transaction"]
+    assert row[1:7] == ["≤ 15", "14", "", "pass", "2.00", "pynvm 84"]
+    assert "put, visible to other processes" not in rows
 
 
 def test_runs_are_merged_by_workload():

@@ -42,6 +42,9 @@ __all__ = ["encode", "resolve"]
 # Encode -----------------------------------------------------------------------------------------
 
 
+_CONTAINERS: Final = (dict, list, tuple, set, frozenset)
+
+
 def _load_array_encoders() -> None:
     import numpy
 
@@ -49,7 +52,7 @@ def _load_array_encoders() -> None:
 
     _ENCODERS[numpy.ndarray] = _ENCODERS[numpy.memmap] = encode_array
     forget_writers()
-    for container in (dict, list, tuple, set, frozenset):
+    for container in _CONTAINERS:
         _ENCODERS[container] = encode_generic
 
 
@@ -74,6 +77,11 @@ _unseen: dict[str, Callable[[], None]] = {
 }
 
 
+def _encode_container(value: Any) -> Encoded:
+    """Encode what is most often stored, as long as NumPy is not loaded, whose arrays may be in it."""
+    return _encode_other(value) if "numpy" in sys.modules else encode_generic(value)
+
+
 def _encode_other(value: Any) -> Encoded:
     for module in tuple(_unseen):
         if module in sys.modules:
@@ -85,6 +93,7 @@ def _encode_other(value: Any) -> Encoded:
 
 _ENCODERS: Final[dict[type, Callable[[Any], Encoded]]] = {
     **PLAIN_ENCODERS,
+    **dict.fromkeys(_CONTAINERS, _encode_container),
     EmptyNDArray: _encode_empty,
 }
 

@@ -26,7 +26,6 @@ from pmshelve.mmapdict.opcodes import (
     MARK,
     NEWOBJ_EX,
     SETITEM,
-    SHORT_BINBYTES,
     TUPLE1,
     Global,
     emit,
@@ -42,7 +41,9 @@ __all__ = [
     "BUFFERS_HEAD",
     "BUFFER_SIZE_MIN",
     "MASKED_RAW_HEAD",
+    "PARTIAL_HEAD",
     "PICKLE_HEAD",
+    "RAW_AT",
     "RAW_PROTO",
     "BuffersDecoder",
     "buffer_callback",
@@ -51,21 +52,18 @@ __all__ = [
     "encode_generic",
     "forget_writers",
     "loads",
-    "raw_of_pickle",
 ]
 
 BUFFER_SIZE_MIN: Final = 1024
 """Bytes from which on a buffer inside an object is kept outside its pickle."""
 
 PICKLE_HEAD: Final = emit(Global("pickle", "loads"))
+RAW_AT: Final = len(PICKLE_HEAD)
+"""Where in a value without large buffers the opcode stands that pushes its raw pickle: SHORT_BINBYTES
+or BINBYTES where it is a small value, followed by TUPLE1 alone."""
+PARTIAL_HEAD: Final = emit(Global("functools", "partial"))
 BUFFERS_HEAD: Final = (
-    emit(Global("functools", "partial"))
-    + PICKLE_HEAD
-    + TUPLE1
-    + EMPTY_DICT
-    + emit_str("buffers")
-    + EMPTY_LIST
-    + MARK
+    PARTIAL_HEAD + PICKLE_HEAD + TUPLE1 + EMPTY_DICT + emit_str("buffers") + EMPTY_LIST + MARK
 )
 RAW_PROTO: Final = b"\x80\x05"
 ARRAY_RAW_HEAD: Final = RAW_PROTO + emit(Global("numpy", "ndarray"))
@@ -219,12 +217,6 @@ def loads(source: Source, data: Any, offset: int, buffers: Any = None) -> Any:
         raise CorruptionError(
             f"the value cannot be unpickled: {error}", source.path, offset=offset
         ) from error
-
-
-def raw_of_pickle(body: bytes, start: int = 0) -> tuple[int, int]:
-    """Return where raw is in the body of a value without large buffers, which begins at `start`."""
-    start += len(PICKLE_HEAD)
-    return start + (2 if body[start] == SHORT_BINBYTES[0] else 5), len(body) - 1
 
 
 def decode_pickle(source: Source, start: int, stop: int) -> Any:

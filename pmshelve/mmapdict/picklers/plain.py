@@ -26,6 +26,7 @@ from pmshelve.mmapdict.opcodes import (
     NEWTRUE,
     NONE,
     PAD_SIZE_MAX,
+    SHORT_BYTES,
     emit_bytes,
     emit_int,
     is_padding,
@@ -36,7 +37,6 @@ __all__ = ["ENCODERS", "encode_bytes", "encode_raw", "resolve_plain"]
 
 # Encode -----------------------------------------------------------------------------------------
 
-_SHORT_BYTES: Final = tuple(b"C" + bytes((size,)) for size in range(256))
 _SHORT_TEXT: Final = tuple(b"\x8c" + bytes((size,)) for size in range(256))
 _BYTES_HEAD: Final = struct.Struct("<cI")
 _FLOAT: Final = struct.Struct(">cd")
@@ -50,7 +50,7 @@ def encode_bytes(value: bytes) -> Encoded:
     """Encode bytes; up to 255 of them without any further call."""
     size = len(value)
     if size < 256:
-        return _SHORT_BYTES[size] + value, False
+        return SHORT_BYTES[size] + value, False
     if size <= COVERED_SIZE_MAX:
         return _BYTES_HEAD.pack(b"B", size) + value, False
     return [Blob(size, lambda: (value,), BINBYTES8, aligned=False)], False

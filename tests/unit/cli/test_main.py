@@ -337,7 +337,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert caught.value.code == 0
     out = capsys.readouterr().out
-    for command in ("info", "keys", "get", "check", "vacuum", "run"):
+    for command in ("info", "keys", "get", "check", "vacuum", "dump", "load", "run"):
         assert f"\n    {command} " in out
 
 

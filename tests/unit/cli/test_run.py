@@ -187,7 +187,7 @@ def test_wrong_usage_is_code_2(wrong: list[str], capsys: pytest.CaptureFixture[s
     with pytest.raises(SystemExit) as caught:
         main(["run", *wrong])
     assert caught.value.code == 2
-    assert "usage: pmshelve run [--default {mmapdict}]" in capsys.readouterr().err
+    assert "usage: pmshelve run [--default {mmapdict,pmemobj}]" in capsys.readouterr().err
 
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:

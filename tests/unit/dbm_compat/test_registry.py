@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from pmshelve.dbm_compat import mmapdict as our_dbm
+from pmshelve.dbm_compat import pmemobj as over_pool
 from pmshelve.dbm_compat import register, unregister
 
 OURS = "pmshelve.dbm_compat.mmapdict"
@@ -50,13 +51,19 @@ def fill(path: str) -> None:
 
 
 @pytest.mark.parametrize("empty", [True, False])
-def test_whichdb_names_our_module(path: str, empty: bool) -> None:
-    our_dbm.open(path, "c").close() if empty else fill(path)
+@pytest.mark.parametrize("module", [our_dbm, over_pool], ids=["mmapdict", "pmemobj"])
+def test_whichdb_names_our_module(path: str, module: Any, empty: bool) -> None:
+    with module.open(path, "c") as db:
+        if not empty:
+            db["key"] = b"value"
     assert dbm.whichdb(path) == ""
     register()
-    assert dbm.whichdb(path) == OURS
-    assert dbm.whichdb(os.fsencode(path)) == OURS  # type: ignore[arg-type]
-    assert dbm.whichdb(Path(path)) == OURS
+    name: Any = module.__name__
+    assert dbm.whichdb(path) == name
+    assert dbm.whichdb(os.fsencode(path)) == name  # type: ignore[arg-type]
+    assert dbm.whichdb(Path(path)) == name
+    with dbm.open(path, "w") as opened:
+        assert opened.keys() == ([] if empty else [b"key"])
 
 
 def test_whichdb_answers_for_other_files_as_before(path: str) -> None:
@@ -102,7 +109,7 @@ def test_without_a_default_the_first_open_chooses_as_ever(path: str) -> None:
     assert dbm.whichdb(path) in {"dbm.sqlite3", "dbm.gnu", "dbm.ndbm", "dbm.dumb"}
 
 
-@pytest.mark.parametrize("name", ["mmapdict", OURS])
+@pytest.mark.parametrize("name", ["mmapdict", OURS, "pmemobj", over_pool.__name__])
 @pytest.mark.parametrize("used_before", [True, False])
 def test_a_default_makes_new_files(path: str, name: str, used_before: bool) -> None:
     if used_before:
@@ -110,15 +117,16 @@ def test_a_default_makes_new_files(path: str, name: str, used_before: bool) -> N
     register(name)
     with dbm.open(path, "c") as db:
         db[b"key"] = b"value"
-    assert dbm.whichdb(path) == OURS
+    assert str(dbm.whichdb(path)).rpartition(".")[2] == name.rpartition(".")[2]
     with dbm.dumb.open(path + "2", "c") as db:
         db[b"key"] = b"dumb"
     with dbm.open(path + "2", "r") as db:
         assert db[b"key"] == b"dumb"
 
 
-def test_shelve_works_over_it(path: str) -> None:
-    register("mmapdict")
+@pytest.mark.parametrize("name", ["mmapdict", "pmemobj"])
+def test_shelve_works_over_it(path: str, name: str) -> None:
+    register(name)
     with shelve.open(path) as shelf:
         shelf["key"] = {"a": [1, 2]}
         shelf["key2"] = "x" * 100_000

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from pmshelve.mmapdict import mmapdict
+from pmshelve.storage import file as file_layer
 from tests.support.layout import read_layout
 from tests.support.stores import assert_content, assert_sound, fixture
+from tests.support.values import assert_same
 
 
 @pytest.fixture
@@ -255,3 +257,43 @@ def test_file_of_mmappickle_goes_on_from_its_number(tmp_path: Path) -> None:
         number = store.commit_number
         store["a"] = 2
         assert store.commit_number > number
+
+
+def test_a_published_value_is_seen_although_the_state_is_that_of_the_last_look(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with mmapdict(path) as writer, mmapdict(path, readonly=True) as reader:
+        writer["a"] = b"old"
+        assert reader["a"] == b"old"
+        seen: list[tuple[str, Any]] = []
+        pwrite, retire = file_layer.system.pwrite, writer._log.retire
+
+        def write(fd: int, data: Any, offset: int) -> int:
+            seen.append(("not yet published", reader["a"]))
+            return pwrite(fd, data, offset)
+
+        def turn_off(old: Any, flag: int) -> None:
+            seen.append(("published", reader["a"]))
+            assert "a" in reader
+            retire(old, flag)
+
+        monkeypatch.setattr(file_layer.system, "pwrite", write)
+        monkeypatch.setattr(writer._log, "retire", turn_off)
+        writer["a"] = b"new"
+        assert seen == [("not yet published", b"old"), ("published", b"new")]
+        assert reader["a"] == b"new"
+
+
+def test_a_reader_follows_commits_that_replace_what_it_knows(path: Path) -> None:
+    values: list[Any] = [b"x" * 200, {"a": [1]}, "text" * 90, b"y" * 70_000, 5, np.arange(9), b"z"]
+    with mmapdict(path) as writer, mmapdict(path, readonly=True) as reader:
+        for number in range(300):
+            writer[f"k{number % 7}"] = value = values[number % len(values)]
+            writer["other"] = number
+            if number % 11 == 0:
+                del writer["other"]
+            assert_same(reader[f"k{number % 7}"], value)
+            assert ("other" in reader) == (number % 11 != 0)
+            assert len(reader) == len(writer)
+        assert list(reader) == list(writer)
+        assert list(reader.check()) == []

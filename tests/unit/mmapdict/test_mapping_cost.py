@@ -79,6 +79,18 @@ def test_reading_costs_no_call(path: Path, calls: Counter[str]) -> None:
             assert not _cost(calls, lambda each=each: ["missing" in each, "5" in each, len(each)])
 
 
+def test_reading_beside_a_batch_takes_no_lock(path: Path, calls: Counter[str]) -> None:
+    with mmapdict(path) as store, mmapdict(path, readonly=True) as reader:
+        store.update({str(i): b"x" * 100 for i in range(100)})
+        assert len(dict(reader)) == 100
+        with store.batch():
+            store["1"] = b"y" * 100
+            assert reader["1"] == b"x" * 100
+            cost = _cost(calls, lambda: [reader[str(i)] for i in range(100)])
+            assert not cost
+        assert reader["1"] == b"y" * 100
+
+
 def test_replacing_and_deleting_read_no_values(path: Path, calls: Counter[str]) -> None:
     with mmapdict(path) as store:
         store["a"] = bytes(1_000_000)

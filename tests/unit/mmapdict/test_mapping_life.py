@@ -5,10 +5,14 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import errno
 import gc
 import logging
 import os
 import pickle
+import signal
+import subprocess
+import sys
 import tempfile
 import weakref
 from collections.abc import Callable, Iterator
@@ -19,8 +23,9 @@ import numpy as np
 import pytest
 
 from pmshelve.errors import ClosedError, LockTimeoutError
-from pmshelve.mmapdict import mmapdict
-from tests.support.processes import Worker
+from pmshelve.mmapdict import EmptyNDArray, mmapdict
+from pmshelve.storage import file as file_layer
+from tests.support.processes import ROOT, Worker
 from tests.support.stores import assert_content, assert_sound, descriptors, fixture
 
 
@@ -473,6 +478,87 @@ def test_exclusive_store_does_all_that_others_do(path: Path) -> None:
     with mmapdict(path) as store:
         assert_sound(store, {key: content[key] for key in store})
         assert len(store) == len(content)
+
+
+def test_exclusive_store_ends_with_its_terminator_once_it_is_closed(path: Path) -> None:
+    content: dict[str, Any] = {}
+    with mmapdict(path, exclusive=True) as store:
+        for number in range(700):
+            store[f"key {number}"] = content[f"key {number}"] = bytes([number % 251]) * 200
+            if number % 100 == 0:
+                content.pop("batch", None)
+                with store.batch():
+                    store["batch"] = content["batch"] = number
+                with pytest.raises(ZeroDivisionError), store.batch():
+                    store["never"] = 1 / 0
+                assert store.fsck()
+                assert list(store.check()) == []
+        stats = store.stats()
+        assert stats.size == stats.live_size + stats.dead_size + stats.overhead_size
+    assert path.stat().st_size == _end_of_pickle(path)
+    with mmapdict(path) as store:
+        assert_sound(store, content)
+
+
+def test_exclusive_store_leaves_an_empty_array_its_holes(path: Path) -> None:
+    with mmapdict(path, exclusive=True) as store:
+        store["a"] = 1
+        store["empty"] = EmptyNDArray((1 << 20,), "f8")
+        assert path.stat().st_blocks * 512 < 1 << 20
+        store["b"] = 2
+        assert not store["empty"].any()
+
+
+def test_killed_exclusive_writer_leaves_zeros_that_the_next_writer_cuts_off(path: Path) -> None:
+    code = """
+import os, signal, sys
+from pmshelve.mmapdict import mmapdict
+store = mmapdict(sys.argv[1], exclusive=True)
+for number in range(300):
+    store[f"key {number}"] = number
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(path)], cwd=ROOT, check=False)
+    assert done.returncode == -signal.SIGKILL
+    content = {f"key {number}": number for number in range(300)}
+    end = _end_of_pickle(path)
+    data = path.read_bytes()
+    assert data[end:] == bytes(len(data) - end)
+    if hasattr(os, "posix_fallocate"):
+        assert len(data) > end
+    assert pickle.loads(data) == content
+    with mmapdict(path, readonly=True) as reader:
+        assert dict(reader) == content
+        assert len(reader) == len(content)
+    assert path.read_bytes() == data
+    with mmapdict(path) as store:
+        assert path.stat().st_size == end
+        assert_sound(store, content)
+        store["next"] = content["next"] = 1
+    with mmapdict(path) as store:
+        assert_sound(store, content)
+
+
+def test_blocks_that_cannot_be_reserved_are_done_without(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(fd: int, offset: int, size: int) -> None:
+        os.ftruncate(fd, offset + size // 2)  # as some file systems do
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(file_layer.system, "posix_fallocate", refuse)
+    content = {f"key {number}": bytes(100) for number in range(2000)}
+    with mmapdict(path, exclusive=True) as store:
+        for key, value in content.items():
+            store[key] = value
+        assert path.stat().st_size == _end_of_pickle(path)
+        assert_sound(store, content)
+
+
+def _end_of_pickle(path: Path) -> int:
+    with open(path, "rb") as file:
+        pickle.load(file)
+        return file.tell()
 
 
 @pytest.mark.skipif(os.uname().sysname != "Linux", reason="punches holes on Linux only")
