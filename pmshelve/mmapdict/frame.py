@@ -135,6 +135,7 @@ class State(NamedTuple):
     generation: int
     marks: int
     face: int
+    unsynced: int
     stamp: int
     live_count: int
     dead_size: int
@@ -146,12 +147,17 @@ class State(NamedTuple):
         return "bytes" if self.face == FACES.index("bytes") else "native"
 
     @property
+    def is_marked(self) -> bool:
+        """Whether the file says, on the disk too, that it is being written."""
+        return any(self.boot) and not self.unsynced
+
+    @property
     def settled(self) -> bool:
         """Whether no change was under way (or cut short) when these bytes were read."""
         return self.commit == self.stamp and not self.marks & MARK_EXCLUSIVE
 
 
-_STATE = struct.Struct("<i 26x 8s 16s I B B 2x i Q Q 16s")
+_STATE = struct.Struct("<i 26x 8s 16s I B B B x i Q Q 16s")
 assert _STATE.size == STATE_STOP - STATE_START
 
 
@@ -159,12 +165,14 @@ def decode_state(data: bytes) -> State | None:
     """Return the fields of bytes 18 to 116, or None where there is no superblock."""
     if len(data) != _STATE.size:
         return None
-    commit, magic, identity, generation, marks, face, stamp, live, dead, boot = _STATE.unpack(data)
+    (commit, magic, identity, generation, marks, face, unsynced, stamp, live, dead, boot) = (
+        _STATE.unpack(data)
+    )
     if magic != MAGIC or data[17:28] != SUPERBLOCK_KEY:
         return None
     if face >= len(FACES):
         face = 0
-    return State(commit, identity, generation, marks, face, stamp, live, dead, boot)
+    return State(commit, identity, generation, marks, face, unsynced, stamp, live, dead, boot)
 
 
 COUNTS = struct.Struct("<iQQ")
@@ -173,6 +181,7 @@ COUNTS_OFFSET = 80
 KEY_OPCODE_OFFSET = FIRST_ENTRY + 9
 MARKS_OFFSET = 76
 FACE_OFFSET = 77
+UNSYNCED_OFFSET = 78
 GENERATION_OFFSET = 72
 COMMIT = struct.Struct("<i")
 

@@ -192,7 +192,7 @@ class Index:
         if not (loader.torn or suspect or unsettled or doubles or loader.lost):
             if block is None:
                 log.live_count, log.dead_size = len(self.entries), loader.dead_size
-            log.sound = log.state if block is None or block.boot != CLEAN else UNSOUND
+            log.sound = log.state if block is None or block.is_marked else UNSOUND
             return
         self._line_up(log, doubles, loader.lost)
         if block is not None:

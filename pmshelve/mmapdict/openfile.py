@@ -329,9 +329,7 @@ class OpenFile:
             self.dead_size = block.dead_size if block.dead_size < COUNT_MAX else None
         self.busy = state if busy else UNSOUND
         self.state = state if not busy else _NO_COMMIT + state[4:]
-        self.sound = (
-            state if block is not None and block.settled and block.boot != CLEAN else UNSOUND
-        )
+        self.sound = state if block is not None and block.settled and block.is_marked else UNSOUND
 
     def field(self, offset: int) -> tuple[int, int, int] | None:
         """Return a pointer field of the superblock; None where it is unset or unsound."""

@@ -38,6 +38,7 @@ from pmshelve.mmapdict.frame import (
     MARK_EXCLUSIVE,
     MARK_REPLACED,
     MARKS_OFFSET,
+    UNSYNCED_OFFSET,
     lay_out,
 )
 from pmshelve.mmapdict.index import Index, NeedsLock, Old, Place
@@ -174,7 +175,7 @@ class Session:
             vacuum.vacuum(self, force=True)
         log.check_usable()
         log.lock.pin()
-        if log.superblock is not None and log.superblock.boot == CLEAN:
+        if log.superblock is not None and not log.superblock.is_marked:
             self._mark_boot()
         log.set_byte(MARKS_OFFSET, MARK_EXCLUSIVE)
         log.exclusive = True
@@ -192,9 +193,15 @@ class Session:
     # Knowing the state ---------------------------------------------------------------------------
 
     def _mark_boot(self) -> None:
-        """Say that the file is being written, on the disk before anything else is."""
-        self._log.set_boot(current_boot())
-        self._log.datasync()
+        """Say that the file is being written, on the disk before anything else is.
+
+        A process that dies in between leaves the mark unsynced, and the next one comes here again.
+        """
+        log = self._log
+        log.set_byte(UNSYNCED_OFFSET, 1)
+        log.set_boot(current_boot())
+        log.datasync()
+        log.set_byte(UNSYNCED_OFFSET, 0)
 
     def _is_replaced(self, *, sure: bool = False) -> bool:
         """Whether another file has taken this one's name.
@@ -301,7 +308,7 @@ class Session:
         if log.writable:
             if log.live_count is None or log.dead_size is None:
                 self._recount()
-            if log.superblock is not None and log.superblock.boot == CLEAN:
+            if log.superblock is not None and not log.superblock.is_marked:
                 self._mark_boot()
             log.sound = log.state
 

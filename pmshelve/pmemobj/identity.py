@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, NoReturn
 
-__all__ = ["Guard", "Identity", "Reference", "refuse"]
+__all__ = ["Guard", "Identity", "Reference", "accept", "refuse"]
 
 RECENT_MAX = 512
 """Containers kept alive although nobody holds them, so that ``d['a']['b']`` need not find `a` anew."""
@@ -126,3 +126,13 @@ def refuse(thing: Any, make: Callable[[], BaseException]) -> None:
         own(thing, guard)
     else:  # a user's class: it reaches its data through its manager
         thing._p_mm = guard
+
+
+def accept(thing: Any, manager: Any, offset: int) -> None:
+    """Let `thing`, which may have been refused, stand for the object at `offset` again."""
+    own = getattr(type(thing), "_p_attach", None)
+    if own is not None:
+        own(thing, manager, offset)
+    else:
+        thing._p_mm = manager
+        thing._p_oid = (manager.pool_kind, offset)

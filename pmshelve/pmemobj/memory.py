@@ -190,27 +190,50 @@ class Memory:
         self.changes = Changes()
 
     def merge(self) -> None:
-        """End an operation inside of a transaction: what it changed belongs to the whole."""
+        """End an operation inside of a transaction: what it changed belongs to the whole.
+
+        An exception in the middle (of a signal) finds the operation still there to be rolled back.
+        """
         inner = self.changes
         assert inner is not None
-        outer = self.changes = self.outer.pop()
+        outer = self.outer[-1]
         saved = outer.saved
-        for key, old in inner.saved.items():
-            known = saved.setdefault(key, old)
-            if known is not old and key.__class__ is int:
-                done = len(known)
-                while done < len(old):  # the outer one kept less: keep the rest too
-                    tail = saved.setdefault(key + done, old[done:])
-                    done += len(tail)
-        outer.fresh.update(inner.fresh)
+        try:
+            for key, old in inner.saved.items():
+                known = saved.setdefault(key, old)
+                if known is not old and key.__class__ is int:
+                    done = len(known)
+                    while done < len(old):  # the outer one kept less: keep the rest too
+                        tail = saved.setdefault(key + done, old[done:])
+                        done += len(tail)
+            outer.fresh.update(inner.fresh)
+        except BaseException:
+            if inner.moves:  # bytes may be put back twice, and logged though nothing changed them
+                for key in inner.saved:
+                    if key.__class__ is tuple:
+                        saved.pop(key, None)
+            raise
         outer.moves += inner.moves
+        self.changes = outer  # no call from here on, where a signal might come in between
+        del self.outer[-1:]
+
+    def _leave(self) -> None:
+        # In this order a signal in between leaves one level twice, and undoing it twice is harmless.
+        outer = self.outer
+        self.changes = outer[-1] if outer else None
+        del outer[-1:]
 
     def rollback(self) -> None:
         """Put every byte back that was changed since the matching `begin`, and end it."""
         changes = self.changes
         assert changes is not None
         self._undo(changes)
-        self.changes = self.outer.pop() if self.outer else None
+        self._leave()
+
+    def cut(self, count: int) -> None:
+        """Roll operations back until only `count` others are around the innermost one."""
+        while len(self.outer) > count:
+            self.rollback()
 
     def rollback_all(self) -> None:
         """Put every byte back that the whole transaction changed, and end it."""
@@ -228,16 +251,20 @@ class Memory:
     def _undo(self, changes: Changes) -> None:
         memory = self.map
         copied = self.copied
-        for key, old in reversed(changes.saved.items()):
+        saved = changes.saved
+        for key, old in reversed(list(saved.items())):
             if key.__class__ is tuple:
                 target, source, size = key
-                memory.move(source, target, size)
-                start, kept = old
+                if len(old) == 2:
+                    old = saved[key] = (*old, memory[target : target + size])
+                start, kept, moved = old
+                memory[source : source + size] = moved
                 memory[start : start + len(kept)] = kept
                 copied.update(_pages(min(target, source), abs(target - source) + size))
             else:
                 memory[key : key + len(old)] = old
                 copied.update(_pages(key, len(old)))
+            del saved[key]  # a signal may let what is left be undone again
         for offset, size in changes.fresh.items():
             copied.update(_pages(offset, size))
 

@@ -309,10 +309,11 @@ class PersistentObjectPool:
         """
         with self.lock:
             mm = self._usable()
+            self._transaction.drop_leftovers()
             if self._transaction.depth:
                 raise TransactionError("gc called inside of a transaction", self.filename)
             if self._transaction.refusal is not None:
-                raise self._transaction.refusal
+                raise self._transaction.refusal.with_traceback(None)
             mm.free_dead()
             collector = Collector(mm, debug=self._debug if debug is None else debug)
             if not (self._closing and self._swept):
@@ -390,6 +391,7 @@ class PersistentObjectPool:
         with self.lock:
             if self.closed:  # by another thread, just now
                 return
+            self._transaction.drop_leftovers()
             if self._transaction.depth:
                 raise TransactionError("close called inside of a transaction", self.filename)
             clean, size = False, None

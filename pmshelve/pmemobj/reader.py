@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pmshelve.pmemobj.layout import TYPE_CODE_SHIFT
+from pmshelve.errors import CorruptionError
+from pmshelve.pmemobj.layout import ROOT_OID, TYPE_CODE_SHIFT
 from pmshelve.pmemobj.scalars import CONTAINER_CODE_MIN
 
 if TYPE_CHECKING:
     from pmshelve.pmemobj.store import MemoryManager
 
-__all__ = ["Reader"]
+__all__ = ["Reader", "damaged", "root_offset"]
 
 
 class _Bytes:
@@ -115,3 +116,22 @@ class Reader:
         for block in blocks(self, offset):
             total += heap.size_of(block)
         return total >> 3
+
+
+def root_offset(manager: MemoryManager) -> int:
+    """Return the offset of the root object, 0 if the root is none."""
+    index = (manager.heap.start >> 3) + ROOT_OID
+    kind, payload = manager.words[index : index + 2]
+    return payload if kind == manager.pool_kind else 0
+
+
+def damaged(manager: MemoryManager | Reader, offset: int, target: int = 0) -> CorruptionError:
+    """Return what to raise where an object cannot be read, or leads to `target`, which is none."""
+    leads = f"leads to {target:#x}, where no object is" if target else "cannot be read"
+    return CorruptionError(
+        f"the object at {offset:#x} {leads}",
+        manager.path,
+        hint="see check(); nothing was freed",
+        offset=offset,
+        invariant="R1",
+    )

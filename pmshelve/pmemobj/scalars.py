@@ -38,7 +38,7 @@ from pmshelve.pmemobj.layout import POBJECT_TYPE_NUM, TYPE_CODE_SHIFT
 if TYPE_CHECKING:
     from pmshelve.pmemobj.heap import Heap
 
-__all__ = ["CONTAINER_CODE_MIN", "STANDARD", "Scalars", "is_standard"]
+__all__ = ["CONTAINER_CODE_MIN", "STANDARD", "Scalars", "is_standard", "pickled"]
 
 CONTAINER_CODE_MIN = 16
 """Type codes below are scalars', which hold no references."""
@@ -160,7 +160,8 @@ class Scalars:
             storer = self.storers[cls] = self._store_pickle
         return storer(value)
 
-    def _put(self, code: int, content: bytes) -> int:
+    def put(self, code: int, content: bytes) -> int:
+        """Store bytes as a scalar of a type code, with no references; return the offset."""
         heap = self._heap
         size = len(content)
         offset = heap.alloc(8 + size, POBJECT_TYPE_NUM)
@@ -170,21 +171,21 @@ class Scalars:
         return offset
 
     def _store_str(self, value: str) -> int:
-        return self._put(CODE_STR, value.encode("utf-8", "surrogatepass"))
+        return self.put(CODE_STR, value.encode("utf-8", "surrogatepass"))
 
     def _store_bytes(self, value: bytes) -> int:
-        return self._put(CODE_BYTES, value)
+        return self.put(CODE_BYTES, value)
 
     def _store_int(self, value: int) -> int:
         # Not by way of text, whose length Python limits.
-        return self._put(CODE_INT, value.to_bytes(_int_size(value), "little", signed=True))
+        return self.put(CODE_INT, value.to_bytes(_int_size(value), "little", signed=True))
 
     def _store_complex(self, value: complex) -> int:
-        return self._put(CODE_COMPLEX, struct.pack("<dd", value.real, value.imag))
+        return self.put(CODE_COMPLEX, struct.pack("<dd", value.real, value.imag))
 
     def _store_pickle(self, value: Any) -> int:
-        content = _pickle(value)
-        return self._put(CODE_PICKLE, crc32(content).to_bytes(4, "little") + content)
+        content = pickled(value)
+        return self.put(CODE_PICKLE, crc32(content).to_bytes(4, "little") + content)
 
     # Loading ------------------------------------------------------------------------------------
 
@@ -304,7 +305,14 @@ class _Pickler(pickle.Pickler):
         return NotImplemented
 
 
-def _pickle(value: Any) -> bytes:
+def pickled(value: Any) -> bytes:
+    """Return a value as a pickle.
+
+    Raises
+    ------
+    UnsupportedTypeError
+        It cannot be pickled.
+    """
     file = io.BytesIO()
     try:
         _Pickler(file, _PROTOCOL).dump(value)

@@ -14,7 +14,7 @@
 Freeing goes through a list of its own, never through recursion, so that depth does not matter.
 
 What is kept in Python beside the pool: living objects (`identity`), values of scalars read (`values`),
-objects made since the transaction began (`born`), and what garbage may be found by when the pool is
+objects made or freed since the transaction began (`born`), and what garbage may be found by when the pool is
 closed, without a look at everything.  Every cycle of garbage can be reached from
 
 * a *suspect*: a container that lost a reference, and was not freed: others are left, or somebody holds
@@ -27,6 +27,7 @@ than there is, after a rollback say, but never less.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
@@ -39,8 +40,9 @@ from pmshelve.errors import (
     TransactionError,
     UnsupportedTypeError,
 )
-from pmshelve.pmemobj.identity import Guard, Identity, refuse
+from pmshelve.pmemobj.identity import Guard, Identity, accept, refuse
 from pmshelve.pmemobj.layout import (
+    BLOCK_SIZE_MAX,
     KIND_POOL,
     OBJECT_HEADER,
     OID_NULL,
@@ -59,7 +61,11 @@ if TYPE_CHECKING:
 
 __all__ = ["MemoryManager"]
 
+logger = logging.getLogger("pmshelve.pmemobj")
+
 _VALUES_MAX = 4096
+_VALUE_SIZE_MAX = 1024
+"""Bytes of the largest value that is kept once it was read."""
 _UNOWNED_MAX = 10_000
 _MISSING = object()
 
@@ -98,7 +104,8 @@ class MemoryManager:
         self.operation = transaction.operation
         self.identity = Identity()
         self.values: dict[int, Any] = {}
-        self.born: list[int] = []
+        # Offsets of new objects; (offset, object) where one stood for what was freed or moved.
+        self.born: list[Any] = []
         self.suspects: set[int] = set()
         self.fresh: set[int] = set()
         self.cleared: list[int] = []  # were fresh when the transaction began
@@ -123,14 +130,21 @@ class MemoryManager:
         identity = self.identity
         self.values.clear()
         self.fresh.update(self.cleared)
-        gone = self.born[mark:]
-        del self.born[mark:]
-        for offset in gone:
-            self.suspects.discard(offset)
-            self.fresh.discard(offset)
-            thing = identity.forget(offset)
-            if thing is not None:
-                refuse(thing, _aborted)
+        born = self.born
+        while len(born) > mark:
+            offset = born[-1]
+            if offset.__class__ is tuple:
+                offset, thing = offset
+                accept(thing, self, offset)
+                identity.register(offset, thing)
+            else:
+                self.suspects.discard(offset)
+                self.fresh.discard(offset)
+                thing = identity.get(offset)
+                if thing is not None:
+                    refuse(thing, _aborted)
+                identity.forget(offset)
+            del born[-1]  # only now: a signal in between must not make us forget it
         self.types.forget()
         for _, thing in identity.living():
             forget = getattr(thing, "_p_forget", None)
@@ -149,7 +163,10 @@ class MemoryManager:
             }
             self._unowned_max = max(_UNOWNED_MAX, 2 * len(self.unowned))
         if self.identity.dead:
-            self.free_dead()
+            try:
+                self.free_dead()
+            except Exception as error:  # noqa: BLE001 - what was committed is; `gc` finds the rest
+                logger.warning("%s: garbage is left to gc: %s", self.path, error)
 
     def free_dead(self) -> None:
         """Free what only Python objects held that are gone now.
@@ -240,7 +257,24 @@ class MemoryManager:
                 raise StateError(
                     f"the block at {offset:#x} has type number {found}, not {type_num}", self.path
                 )
-        return self._allocate("realloc", self.heap.zrealloc, offset, size)
+            with self.operation:
+                moved = self._allocate("realloc", self.heap.zrealloc, offset, size)
+                if found == POBJECT_TYPE_NUM:
+                    self._note_moved(offset, moved[1])
+                return moved
+
+    def _note_moved(self, old: int, offset: int) -> None:
+        """Let what is known in Python of the object at `old` be known of `offset`."""
+        self.values.pop(old, None)
+        if old == offset:
+            return
+        for names in (self.suspects, self.fresh, self.unowned):
+            if old in names:
+                names.add(offset)
+        thing = self.identity.forget(old)
+        if thing is not None:
+            self.born += ((old, thing), offset)
+            self.identity.register(offset, thing)
 
     def zrealloc(self, oid: Any, size: int, type_num: int | None = None) -> Oid:
         """Do as `realloc`, whose new bytes are zero too."""
@@ -450,12 +484,15 @@ class MemoryManager:
         return children
 
     def _forget_object(self, offset: int) -> None:
-        self.suspects.discard(offset)
-        self.fresh.discard(offset)
+        for names in (self.suspects, self.fresh):
+            if offset in names:
+                names.discard(offset)
+                self.cleared.append(offset)  # a rollback makes it one again
         self.values.pop(offset, None)
         thing = self.identity.forget(offset)
         if thing is not None:
             refuse(thing, _freed)
+            self.born.append((offset, thing))
 
     def children_of(self, offset: int) -> list[int]:
         """Return the offsets of the objects that a container holds, each as often."""
@@ -594,10 +631,11 @@ class MemoryManager:
         code = self.words[payload >> 3] >> TYPE_CODE_SHIFT
         if code < CONTAINER_CODE_MIN:
             value = self.scalars.load(payload, code)
-            values = self.values
-            if len(values) >= _VALUES_MAX:
-                values.clear()
-            values[payload] = value
+            if self.words[(payload >> 3) - 1] & BLOCK_SIZE_MAX <= _VALUE_SIZE_MAX:
+                values = self.values
+                if len(values) >= _VALUES_MAX:
+                    values.clear()
+                values[payload] = value
             return value
         if not self.heap.is_block(payload):
             raise self._damaged_oid(payload)
@@ -605,10 +643,16 @@ class MemoryManager:
         thing = cls.__new__(cls)
         thing._p_resurrect(self, (kind, payload))
         self.identity.register(payload, thing)
-        start = getattr(thing, "_v__init__", None)
-        if start is not None:
-            start()
+        if hasattr(thing, "_v__init__"):
+            self._start(thing, payload)
         return thing
+
+    def _start(self, thing: Any, offset: int) -> None:
+        try:
+            thing._v__init__()
+        except BaseException:
+            self.identity.forget(offset)  # half made: the next one who reads it tries again
+            raise
 
     def _damaged_oid(self, payload: int) -> CorruptionError:
         return CorruptionError(

@@ -14,15 +14,22 @@ Two kinds of level nest:
     aborted        >0   abort, or an exception leaving an inner ``with``; all is rolled back already,
                         and every level but the end refuses
 
+An exception that a signal raises (Ctrl-C) may come at the very beginning of an `__exit__`, which then
+has done nothing.  A level that was left open so is found by the level around it, or by the next operation,
+and rolled back: what a method changed is never joined to what comes later.
+
 One thread at a time: the pool's lock is taken when depth leaves 0, released when it is 0 again.
 """
 
 from __future__ import annotations
 
 import errno
+import inspect
+import sys
 import threading
 from collections.abc import Callable
-from types import TracebackType
+from contextlib import suppress
+from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pmshelve.errors import TransactionError
@@ -31,6 +38,8 @@ if TYPE_CHECKING:
     from pmshelve.pmemobj.memory import Memory
 
 __all__ = ["Operation", "Transaction"]
+
+_MAY_PAUSE = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
 
 class Transaction:
@@ -61,6 +70,8 @@ class Transaction:
         back began: Python-side caches go back to what memory says.
     mark
         Gives a number for the present instant.
+    opener
+        Frame of the method whose operation is the outermost level; None for a user's transaction.
     refusal
         If set, the exception that every new transaction raises (read-only, failed, closed pool).
     """
@@ -69,6 +80,7 @@ class Transaction:
         "_aborted",
         "_acquire",
         "_begun",
+        "_entered",
         "_marks",
         "_release",
         "_write",
@@ -79,6 +91,7 @@ class Transaction:
         "lock",
         "mark",
         "memory",
+        "opener",
         "operation",
         "refusal",
     )
@@ -93,8 +106,10 @@ class Transaction:
         self._write = write
         self._aborted = False
         self._begun: list[int] = []  # depths that `begin` opened
+        self._entered: list[tuple[FrameType, int]] = []  # who opened a ``with``, and its depth
         self._marks: list[int] = []  # one for each operation inside of a transaction
         self.depth = 0
+        self.opener: FrameType | None = None
         self.operation = Operation(self)
         self.before_commit: Callable[[], None] = _nothing
         self.after_commit: Callable[[], None] = _nothing
@@ -162,6 +177,11 @@ class Transaction:
 
     def __enter__(self) -> Transaction:
         self._enter()
+        try:
+            self._entered.append((sys._getframe(1), self.depth))
+        except BaseException:
+            self._interrupted(self.depth)
+            raise
         return self
 
     def __exit__(
@@ -170,23 +190,86 @@ class Transaction:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        while self._begun and self._begun[-1] == self.depth:
-            # Left open by the block: as with the block itself, only an error undoes them.
-            self._begun.pop()
+        level = self._pop_entered(sys._getframe(1))
+        try:
+            while self._begun and self._begun[-1] == self.depth > level:
+                # Left open by the block: as with the block itself, only an error undoes them.
+                self._begun.pop()
+                self._leave(error)
+            if self.depth > level:  # an operation that was interrupted before it could end
+                self._interrupted(level + 1)
             self._leave(error)
-        self._leave(error)
+        except BaseException:
+            # Else it is the end that a level came to, and by now the pool may be another thread's.
+            if self.lock._is_owned() and self.depth >= level:
+                self._interrupted(level)
+            raise
+
+    def _interrupted(self, level: int) -> None:
+        """Roll all back, and end the levels from `level` inwards."""
+        self._roll_back_all()
+        self._aborted = True
+        self._begun[:] = [depth for depth in self._begun if depth < level]
+        while self.depth >= level:
+            self._end_level()
+
+    def _pop_entered(self, frame: FrameType) -> int:
+        """Return the depth of the block that ends, which `frame` opened if it did that itself."""
+        entered = self._entered
+        at = len(entered) - 1
+        while at >= 0 and entered[at][0] is not frame:
+            at -= 1
+        if at < 0:  # opened and ended through something like an ExitStack
+            at = len(entered) - 1
+        if at < 0:
+            raise TransactionError("a with block ended that did not begin")
+        level = entered[at][1]
+        del entered[at:]
+        return level
+
+    def drop_leftovers(self) -> None:
+        """Roll back an outermost operation that was interrupted before it could end.
+
+        Called with the lock held.  Its method has returned then, so it is not among the callers.
+        """
+        opener = self.opener
+        if opener is None or opener.f_code.co_flags & _MAY_PAUSE:
+            return
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None:
+            if frame is opener:
+                return
+            frame = frame.f_back
+        self._roll_back_all()
+        self._begun.clear()
+        self._entered.clear()
+        while self.depth:
+            self._end_level()
 
     def _enter(self) -> None:
-        self._acquire()
-        if self._aborted or (self.refusal is not None and not self.depth):
-            self._release()
-            if self._aborted:
-                raise TransactionError("the transaction was aborted; leave it first")
-            assert self.refusal is not None
-            raise self.refusal
-        if not self.depth:
-            self.memory.begin()
+        try:
+            self._acquire()
+            if self.opener is not None:
+                self.drop_leftovers()
+            self.demand_open()
+            if not self.depth:
+                self.memory.begin()
+        except BaseException:
+            self.give_up_lock()
+            raise
         self.depth += 1
+
+    def give_up_lock(self) -> None:
+        """Undo an `acquire` that was interrupted, and may have got the lock before."""
+        with suppress(RuntimeError):  # it has not: nobody waits for a lock that is his own
+            self._release()
+
+    def demand_open(self) -> None:
+        """Raise unless a level may be opened now."""
+        if self._aborted:
+            raise TransactionError("the transaction was aborted; leave it first")
+        if self.refusal is not None and not self.depth:
+            raise self.refusal.with_traceback(None)  # one for all, which would grow with each
 
     def _leave(self, error: BaseException | None) -> None:
         """End one level that a user opened."""
@@ -211,6 +294,7 @@ class Transaction:
         outermost = not self.depth
         if outermost:
             self._aborted = False
+            self.opener = None
         self._release()
         return outermost
 
@@ -222,9 +306,11 @@ class Transaction:
         except BaseException:
             self._roll_back_all()
             self.depth = 0
+            self.opener = None
             self._release()
             raise
         self.depth = 0
+        self.opener = None
         try:
             self.after_commit()
         finally:
@@ -237,10 +323,20 @@ class Transaction:
 
     # For operations -----------------------------------------------------------------------------
 
+    def take_back(self, depth: int, count: int) -> None:
+        """Be at `depth` and inside of `count` operations again: another was interrupted as it began."""
+        self.depth = depth
+        if not depth:
+            self.opener = None
+            self.memory.rollback_all()
+            return
+        del self._marks[count:]
+        self.memory.cut(count)
+
     def roll_back_operation(self) -> None:
         """Undo what the innermost operation did."""
         self.memory.rollback()
-        self.after_rollback(self._marks.pop())
+        self.after_rollback(self._marks.pop() if self._marks else 0)
 
 
 class Operation:
@@ -255,14 +351,26 @@ class Operation:
         self._release = transaction.lock.release
 
     def __enter__(self) -> None:
-        self._acquire()
         transaction = self._transaction
-        if transaction._aborted or transaction.refusal is not None:
-            self._refuse()
-        if transaction.depth:
-            transaction._marks.append(transaction.mark())
-        self._memory.begin()
-        transaction.depth += 1
+        depth, count = -1, 0
+        try:
+            self._acquire()
+            if transaction.opener is not None:
+                transaction.drop_leftovers()
+            if transaction._aborted or transaction.refusal is not None:
+                transaction.demand_open()
+            depth, count = transaction.depth, len(transaction._marks)
+            if depth:
+                transaction._marks.append(transaction.mark())
+            else:
+                transaction.opener = sys._getframe(1)
+            transaction.depth = depth + 1
+            self._memory.begin()
+        except BaseException:
+            if depth >= 0:
+                transaction.take_back(depth, count)
+            transaction.give_up_lock()
+            raise
 
     def __exit__(
         self,
@@ -273,27 +381,29 @@ class Operation:
         transaction = self._transaction
         if transaction.depth == 1:
             if error is None:
-                transaction.commit_all()
+                try:
+                    transaction.commit_all()
+                except BaseException:
+                    # Was it interrupted before it began?  Else the pool may be another thread's.
+                    if transaction.lock._is_owned() and transaction.depth:
+                        transaction._roll_back_all()
+                        transaction._end_level()
+                    raise
                 return
             transaction._roll_back_all()
         elif transaction._aborted:  # by something the operation called
             pass
         elif error is None:
-            self._memory.merge()
+            try:
+                self._memory.merge()
+            except BaseException:
+                transaction.roll_back_operation()
+                transaction._end_level()
+                raise
             transaction._marks.pop()
         else:
             transaction.roll_back_operation()
         transaction._end_level()
-
-    def _refuse(self) -> None:
-        transaction = self._transaction
-        refusal = transaction.refusal
-        if refusal is not None and transaction.depth:
-            return  # what began before goes on
-        self._release()
-        if refusal is not None:
-            raise refusal
-        raise TransactionError("the transaction was aborted; leave it first")
 
 
 def _canceled() -> OSError:

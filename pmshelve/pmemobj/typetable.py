@@ -139,10 +139,11 @@ class TypeTable:
         """
         cls = self._classes.get(code)
         if cls is None:
-            cls = self._classes[code] = _STATIC.get(code) or self._import(self.name(code))
+            cls = self._classes[code] = _STATIC.get(code) or self.import_class(self.name(code))
         return cls
 
-    def _import(self, name: str) -> type:
+    def import_class(self, name: str) -> type:
+        """Return the class of a name, if classes may be imported; raises as `class_of`."""
         if not self.allow_import and not name.startswith("pmshelve."):
             raise PickleRefusedError(
                 f"reading the object would import its class, {name}",
@@ -279,7 +280,7 @@ def _find(name: str) -> type:
         found: Any = import_module(module)
         for part in path.split("."):
             found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise UnknownTypeError(
             f"the class {name} of a stored object cannot be found: {error}",
             hint="make it importable under that name again",

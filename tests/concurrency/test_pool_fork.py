@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 from collections.abc import Iterator
@@ -95,10 +96,8 @@ def test_a_fork_within_a_transaction(pool: Any) -> None:
         pool.root["list"].append(4)
 
         def child() -> str:
-            try:
+            with contextlib.suppress(ForkedError):
                 pool.root["child"] = 1
-            except ForkedError:
-                pass
             try:
                 pool.transaction().commit()
             except Exception as error:

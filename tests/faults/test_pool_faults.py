@@ -271,7 +271,8 @@ def test_a_signal_strikes_at_any_line(
 
 def _interrupted(call: Callable[[], Any], line: int) -> str:
     """Call, and raise KeyboardInterrupt at the `line`-th line; return which one, "" if none was."""
-    files = ("rawpool.py", "poolfile.py", "journal.py", "superblock.py", "region.py")
+    names = "rawpool poolending checkpoint poolstate poolfile journal superblock region"
+    files = tuple(f"{name}.py" for name in names.split())
     struck = ""
 
     def trace(frame: Any, event: str, _: Any) -> Any:

@@ -177,9 +177,9 @@ def examine(path: Path, *, writes: bool = False) -> tuple[bool | None, Any]:
                 content = content_of(pool)
             except (PmshelveError, RuntimeError) as error:  # or "keys changed during iteration"
                 content = error
-            if writes:
+            if writes:  # to what may not be there any more, or be something else
                 for change in (_write, lambda pool: pool.gc()):
-                    with contextlib.suppress(PmshelveError, LookupError):  # keys may be gone
+                    with contextlib.suppress(PmshelveError, LookupError, AttributeError):
                         change(pool)
                 with contextlib.suppress(PmshelveError, RuntimeError):
                     content_of(pool)

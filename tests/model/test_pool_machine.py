@@ -675,7 +675,7 @@ class PoolMachine(RuleBasedStateMachine):
 
 TestPoolMachine = PoolMachine.TestCase
 TestPoolMachine.settings = hypothesis.settings(
-    max_examples=max(20, hypothesis.settings().max_examples // 3)
+    max_examples=hypothesis.settings().max_examples * 2 // 3
 )
 
 
@@ -687,5 +687,5 @@ class DurableMachine(PoolMachine):
 
 TestDurableMachine = DurableMachine.TestCase
 TestDurableMachine.settings = hypothesis.settings(
-    max_examples=max(4, hypothesis.settings().max_examples // 20)
+    max_examples=hypothesis.settings().max_examples // 8
 )

@@ -8,8 +8,8 @@ array is met, not before.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from pmshelve.errors import UnsupportedTypeError
@@ -229,21 +229,9 @@ class PersistentArray(ArrayOperators, ArrayBlock):
     def __array_ufunc__(
         self, ufunc: Any, method: str, *inputs: Any, out: Any = (), **options: Any
     ) -> Any:
-        with ExitStack() as stack:
-            changed = [*out, inputs[0]] if method == "at" else list(out)
-            for each in changed:
-                if isinstance(each, PersistentArray):
-                    stack.enter_context(each._p_op)
-                    each._p_snapshot_all()
-            if method == "at":
-                inputs = (_inner(inputs[0]), *map(plain, inputs[1:]))
-            else:
-                inputs = tuple(map(plain, inputs))
-            if out:
-                options["out"] = tuple(map(_inner, out))
-            if "where" in options:
-                options["where"] = plain(options["where"])
-            result = getattr(ufunc, method)(*inputs, **options)
+        changed = [*out, inputs[0]] if method == "at" else list(out)
+        arrays = [each for each in changed if isinstance(each, PersistentArray)]
+        result = _changing(arrays, lambda: _apply(ufunc, method, inputs, out, options))
         if not out:
             return result
         if not isinstance(result, tuple):
@@ -292,3 +280,24 @@ def _is_basic(part: Any) -> bool:
         or type(part) is int
         or isinstance(part, slice | np.integer)
     )
+
+
+def _changing(arrays: list[PersistentArray], compute: Callable[[], Any]) -> Any:
+    """Return what `compute` returns, which changes these arrays: all of it, or nothing."""
+    if not arrays:
+        return compute()
+    with arrays[0]._p_op:
+        arrays[0]._p_snapshot_all()
+        return _changing(arrays[1:], compute)
+
+
+def _apply(ufunc: Any, method: str, inputs: Any, out: Any, options: dict[str, Any]) -> Any:
+    if method == "at":
+        inputs = (_inner(inputs[0]), *map(plain, inputs[1:]))
+    else:
+        inputs = tuple(map(plain, inputs))
+    if out:
+        options["out"] = tuple(map(_inner, out))
+    if "where" in options:
+        options["where"] = plain(options["where"])
+    return getattr(ufunc, method)(*inputs, **options)

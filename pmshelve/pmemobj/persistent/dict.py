@@ -201,8 +201,11 @@ class PersistentDict(Table):
         with self._p_lock:
             at = self._p_find(key)
             if at >= 0:
+                changes, edits = self._p_changes, self._p_edits
                 kind = self._p_words[at + 3]
                 value = self._p_loaders[kind & 0xFF](kind, self._p_words[at + 4])
+                if self._p_changes != changes or self._p_edits != edits:
+                    return self.pop(key, default)  # loading it ran foreign code
                 with self._p_op:
                     self._p_take(at, key)
                 return value

@@ -306,7 +306,7 @@ class PersistentList(ItemsBlock):
 
     def pop(self, index: Any = -1, /) -> Any:
         """Remove the item at an index, the last by default, and return it."""
-        index = position_of(index)
+        place = index = position_of(index)
         with self._p_op:
             length = self._p_words[self._p_index + 1]
             if not length:
@@ -316,7 +316,10 @@ class PersistentList(ItemsBlock):
             if not 0 <= index < length:
                 raise IndexError("pop index out of range")
             # The value is held from here on, so that the release leaves an object alone.
+            version = self._p_version
             value = self._p_values(index, index + 1)[0]
+            if self._p_version != version:
+                return PersistentList.pop(self, place)  # loading it ran foreign code
             self._p_drop(index)
         return value
 

@@ -24,6 +24,7 @@ from pmshelve.pmemobj import PersistentDict, PersistentList, PersistentObject, P
 from pmshelve.pmemobj import collector as collecting
 from pmshelve.pmemobj.collector import Collector
 from pmshelve.pmemobj.layout import REFCOUNT_MASK, TYPE_CODE_SHIFT
+from pmshelve.pmemobj.search import Search
 from tests.support.pools import assert_counts_exact, assert_nothing_leaked, assert_sound, crash_copy
 from tests.support.userclasses import Deallocating, LinkedList, MyDict, Point
 
@@ -530,14 +531,14 @@ def test_a_rollback_brings_suspicion_back(pool: Any, make: Callable[..., Any]) -
 @pytest.fixture
 def looked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     found: list[int] = []
-    search = collecting._Search._containers
+    search = Search._containers
 
     def counting(self: Any, offset: int) -> list[int]:
         children = search(self, offset)
         found.append(len(children))
         return children
 
-    monkeypatch.setattr(collecting._Search, "_containers", counting)
+    monkeypatch.setattr(Search, "_containers", counting)
     return found
 
 

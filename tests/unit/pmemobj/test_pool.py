@@ -322,7 +322,7 @@ def test_a_newer_format_is_refused_and_left_alone(path: Path, image: bytes, flag
     path.write_bytes(newer(image))
     content = path.read_bytes()
     assert content != image
-    with pytest.raises(VersionError, match="newer|version") as caught:
+    with pytest.raises(VersionError, match=r"newer|version") as caught:
         PersistentObjectPool(path, flag)
     assert str(path) in str(caught.value)
     assert path.read_bytes() == content

@@ -3,6 +3,9 @@
 Result, exception, message (unless a step is marked) and what is left must be the same.
 """
 
+# ruff: noqa: B905, C408, FURB171, PLC3002, PLR0124, RUF005, UP031
+# The steps are what programs may write, in the way they may write it.
+
 from __future__ import annotations
 
 import collections

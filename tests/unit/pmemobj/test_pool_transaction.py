@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import threading
@@ -166,11 +167,8 @@ def test_an_inner_abort_aborts_the_whole(pool: Any) -> None:
 def test_an_inner_abort_that_is_caught_still_aborts_the_whole(pool: Any) -> None:
     with pytest.raises(OSError) as caught, pool.transaction() as transaction:  # noqa: PT011
         pool.root["outer"] = 1
-        try:
-            with pool.transaction() as inner:
-                inner.abort()
-        except OSError:
-            pass
+        with contextlib.suppress(OSError), pool.transaction() as inner:
+            inner.abort()
         with pytest.raises(RuntimeError, match="aborted"):
             pool.root["after"] = 1
         with pytest.raises(RuntimeError, match="aborted"):
@@ -182,10 +180,8 @@ def test_an_inner_abort_that_is_caught_still_aborts_the_whole(pool: Any) -> None
 
 def test_an_abort_caught_in_its_own_block_leaves_the_block_as_an_error(pool: Any) -> None:
     with pytest.raises(OSError) as caught, pool.transaction() as transaction:  # noqa: PT011
-        try:
+        with contextlib.suppress(OSError):
             transaction.abort()
-        except OSError:
-            pass
     assert is_canceled(caught.value)
 
 
@@ -530,10 +526,10 @@ def test_the_type_table_is_rolled_back(pool: Any) -> None:
     assert type(pool.root["p"]) is Point
     name = pool.filename
     pool.close()
-    with pmemobj.open(name) as pool:
-        assert type(pool.root["other"]) is Other
-        assert type(pool.root["p"]) is Point
-        assert pool.root["p"].x == 2
+    with pmemobj.open(name) as again:
+        assert type(again.root["other"]) is Other
+        assert type(again.root["p"]) is Point
+        assert again.root["p"].x == 2
 
 
 def test_cached_values_are_rolled_back(pool: Any) -> None:
@@ -566,7 +562,7 @@ def test_an_iterator_over_what_was_rolled_back(pool: Any) -> None:
             left = list(iterator)
         except RuntimeError:
             continue
-        assert left == [] or left == [2, 1] or set(left) <= {1, 2, 3}
+        assert set(left) <= {1, 2, 3}
 
 
 def test_a_growth_of_the_file_is_rolled_back_in_the_heap(pool: Any) -> None:
