@@ -140,16 +140,18 @@ class Survey:
     def sort_out(self) -> tuple[Counts, Counts]:
         """Tell garbage from what lives; return the numbers of what there is, see `collect`."""
         manager, refs, words = self._manager, self._refs, self._manager.words
+        is_known = manager.types.is_known
         codes: dict[int, int] = {}
         unsure = []
-        garbage = []
+        garbage: list[int] = []
         for offset in self._objects:
             count = refs[offset >> 4]
-            if count == _OBJECT:
-                garbage.append(offset)
-                continue
             header = words[offset >> 3]
             code = header >> TYPE_CODE_SHIFT
+            if count == _OBJECT:
+                # What a program allocated with the default type number and filled as it liked.
+                (garbage if is_known(code) else self.lost).append(offset)
+                continue
             codes[code] = codes.get(code, 0) + 1
             if header & REFCOUNT_MASK != count >> 2:
                 unsure.append(offset)

@@ -201,7 +201,7 @@ class Transaction:
             self._leave(error)
         except BaseException:
             # Else it is the end that a level came to, and by now the pool may be another thread's.
-            if self.lock._is_owned() and self.depth >= level:
+            if self._is_mine() and self.depth >= level:
                 self._interrupted(level)
             raise
 
@@ -385,7 +385,7 @@ class Operation:
                     transaction.commit_all()
                 except BaseException:
                     # Was it interrupted before it began?  Else the pool may be another thread's.
-                    if transaction.lock._is_owned() and transaction.depth:
+                    if transaction._is_mine():
                         transaction._roll_back_all()
                         transaction._end_level()
                     raise

@@ -47,6 +47,7 @@ __all__ = [
 
 CODE_MIN = 64
 CODE_MAX = (1 << 24) - 1
+SCALAR_CODE_MAX = 6
 NODE_NAMES = 30
 NODE_TYPE_NUM = 40
 NAME_TYPE_NUM = 41
@@ -164,6 +165,10 @@ class TypeTable:
         """Return the name of a class without its module, or what scalars of a code are."""
         name = _SCALAR_NAMES.get(code)
         return name or self.name(code).rpartition(":")[2].rpartition(".")[2]
+
+    def is_known(self, code: int) -> bool:
+        """Whether objects of this code can be: a scalar's, a built-in class's, or one entered."""
+        return code < SCALAR_CODE_MAX or code in _STATIC or 0 <= code - CODE_MIN < len(self.names())
 
     def names(self) -> list[str]:
         """Return all names entered, in the order of their codes."""
