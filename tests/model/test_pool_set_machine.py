@@ -37,7 +37,8 @@ class SetMachine(PoolMachine):
     def compare(self) -> None:
         found = plain(self.thing)
         assert found == self.model
-        assert {(type(each), each) for each in found} == {(type(each), each) for each in self.model}
+        # Which of two equal elements (1 and 1.0) an intersection keeps, no set promises.
+        assert set(found) == set(self.model)
         assert len(self.thing) == len(self.model)
 
     def assert_equal(self, found: Any, expected: Any) -> None:
