@@ -30,7 +30,17 @@ from tests.support.guard import time_limit
 from tests.support.minipool import MiniPool, content, formatted
 from tests.support.simdisk import Mark, SimDisk, Write, rebooted
 
-__all__ = ["PoolScenario", "attack", "create_pool", "known_random", "record"]
+__all__ = [
+    "PoolScenario",
+    "Window",
+    "add_note",
+    "attack",
+    "create_pool",
+    "known_random",
+    "record",
+    "small_limits",
+    "windows",
+]
 
 NAME = "pool"
 BOOT = b"boot------------"
@@ -79,7 +89,7 @@ class PoolScenario:
 
     name: str
     durability: str
-    run: Callable[[Run], None]
+    run: Callable[[Any], None]
     created: bool = False
 
     def __str__(self) -> str:
@@ -191,7 +201,7 @@ class Window:
     returned: int
 
 
-def windows(run: Run) -> list[Window]:
+def windows(run: Any) -> list[Window]:
     """Return the window of each position in the log."""
     created = run.scenario.created
     durable, returned, begun = (-1, -1, 0) if created else (0, 0, 1)
@@ -244,7 +254,7 @@ class Judge:
                     self._use(found)
         except BaseException as error:
             state.write_to(self.directory)
-            _note(error, self._explanation(state, window))
+            add_note(error, self._explanation(state, window))
             raise
 
     def _found(self, state: DiskState, allowed: list[bytes]) -> bytes:
@@ -326,7 +336,7 @@ def _nothing(run: Run) -> None:
     return None
 
 
-def _note(error: BaseException, text: str) -> None:
+def add_note(error: BaseException, text: str) -> None:
     if hasattr(error, "add_note"):  # Python 3.11
         error.add_note(text)
     else:

@@ -146,7 +146,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, PersistentTuple | tuple):
         return tuple(plain(item) for item in value)
     if isinstance(value, PersistentObject):
-        return {name: plain(getattr(value, name)) for name in sorted(vars(value))}
+        return {name: plain(getattr(value, name)) for name in sorted(value._p_known())}
     return value
 
 
