@@ -17,7 +17,7 @@ from __future__ import annotations
 import errno as _errno
 import io
 import os
-from typing import Any
+from typing import Any, ClassVar
 
 __all__ = [
     "ClosedError",
@@ -61,10 +61,10 @@ class PmshelveError(Exception):
         self, problem: str, path: object = None, key: object = None, hint: str = ""
     ) -> None:
         super().__init__(problem, path, key, hint)
-        self.problem = problem
-        self.path = path
-        self.key = key
-        self.hint = hint
+        self.problem: str = problem
+        self.path: object = path
+        self.key: object = key
+        self.hint: str = hint
 
     def __str__(self) -> str:
         text = self.problem
@@ -167,8 +167,8 @@ class CorruptionError(FormatError):
         invariant: str = "",
     ) -> None:
         super().__init__(problem, path, key, hint)
-        self.offset = offset
-        self.invariant = invariant
+        self.offset: int | None = offset
+        self.invariant: str = invariant
 
     def __str__(self) -> str:
         where = "" if self.offset is None else f" at offset {self.offset}"
@@ -188,7 +188,11 @@ class StorageError(PmshelveError, OSError):
         As in the `OSError` that caused it.
     """
 
-    _default_errno = _errno.EIO
+    errno: int
+    strerror: str
+    filename: str | bytes | None
+
+    _default_errno: ClassVar[int] = _errno.EIO
 
     def __init__(
         self,
@@ -204,7 +208,7 @@ class StorageError(PmshelveError, OSError):
         self.strerror = os.strerror(self.errno)
         self.filename = path if isinstance(path, str | bytes) else None
         if cause is not None:
-            self.__cause__ = cause
+            self.__cause__: BaseException | None = cause
 
     def __reduce__(self) -> tuple[Any, ...]:
         make, arguments, state = super().__reduce__()

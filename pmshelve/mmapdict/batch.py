@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from threading import get_ident
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic
 
 from pmshelve.errors import StateError
+from pmshelve.generics import V
 from pmshelve.mmapdict import frame
 from pmshelve.mmapdict.frame import LIVE, encode_entry, encode_key, lay_out
 from pmshelve.mmapdict.logfile import STAGE_SIZE_MAX
@@ -18,7 +19,7 @@ from pmshelve.mmapdict.picklers.base import Foreign
 from pmshelve.mmapdict.picklers.generic import RAW_AT, decode_pickle
 
 if TYPE_CHECKING:
-    from pmshelve.mmapdict.index import Place
+    from pmshelve.mmapdict.index import Old, Place
     from pmshelve.mmapdict.mapping import mmapdict
 
 __all__ = ["Batch"]
@@ -26,22 +27,22 @@ __all__ = ["Batch"]
 _MISSING: Any = object()
 
 
-class Batch:
+class Batch(Generic[V]):
     """The context manager that `mmapdict.batch()` returns; entering gives the store itself."""
 
     __slots__ = ("_depth", "_doomed", "_stage", "_store", "changes", "live_change", "olds", "owner")
 
-    def __init__(self, store: mmapdict) -> None:
+    def __init__(self, store: mmapdict[V]) -> None:
         self._store = store
         self._depth = 0
         self._start_afresh()
 
     def _start_afresh(self) -> None:
         self._doomed = False
-        self.owner = 0
+        self.owner: int = 0
         self.changes: dict[str, Place | int | None] = {}
-        self.olds: list[tuple[int, bool, int]] = []
-        self.live_change = 0
+        self.olds: list[Old] = []
+        self.live_change: int = 0
 
     def abandon(self) -> None:
         """Undo the batch, of this thread, before its end: the store is being closed."""
@@ -56,7 +57,7 @@ class Batch:
         self._start_afresh()
         self._store._batch = None
 
-    def __enter__(self) -> mmapdict:
+    def __enter__(self) -> mmapdict[V]:
         store = self._store
         if self._depth == 0:
             self._start_afresh()
@@ -107,7 +108,7 @@ class Batch:
                 "a batch nested in this one failed, so nothing of it was written", log.name
             )
 
-    def _retire(self, key: str) -> bool:
+    def _retire(self, key: str, olds: list[Old]) -> bool:
         """Note that the newest entry of `key` is to be retired; whether there was a live one."""
         store = self._store
         known = self.changes.get(key, _MISSING)
@@ -124,7 +125,7 @@ class Batch:
             m = store._log.map
             if (m[flag] if flag < len(m) else store._log.byte(flag)) != LIVE:
                 return False
-        self.olds.append(old)
+        olds.append(old)
         return True
 
     def set(self, key: str, value: Any, encoded: Any) -> None:
@@ -143,7 +144,7 @@ class Batch:
             body = prefix + body
         changes, stage, store = self.changes, self._stage, self._store
         if key in changes or key in store._entries or not store._index.complete:
-            if not self._retire(key):
+            if not self._retire(key, self.olds):
                 self.live_change += 1
             changes.pop(key, None)  # last set, last in the order
         else:
@@ -176,26 +177,25 @@ class Batch:
             )
         stored, prefix = encode_key(key)
         body, reduces = encoded
-        changes, stage, store = self.changes, self._stage, self._store
-        if key in changes or key in store._entries or not store._index.complete:
-            live = self._retire(key)
-            changes.pop(key, None)  # last set, last in the order
-        else:
-            live = False
+        changes, stage = self.changes, self._stage
+        olds: list[Old] = []
+        live = self._retire(key, olds)
         offset = stage.position
         stage.add_layout(lay_out(stored, [prefix, *body], reduces, offset))
+        self.olds += olds
         if not live:
             self.live_change += 1
+        changes.pop(key, None)  # last set, last in the order
         changes[key] = offset
 
     def delete(self, key: str) -> None:
         """Stage a tombstone; KeyError where there is nothing to delete."""
-        if not self._retire(key):
+        if not self._retire(key, self.olds):
             raise KeyError(key)
         stored, prefix = encode_key(key)
         stage = self._stage
         tombstone = frame.encode_dead(stored, prefix + b"N", stage.position)
-        stage.dead_size += len(tombstone)
-        stage.add(tombstone)
         self.live_change -= 1
         self.changes[key] = None
+        stage.dead_size += len(tombstone)
+        stage.add(tombstone)

@@ -9,16 +9,18 @@ checkpoints) is left to the reload, which finds the file unsettled and of anothe
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import TYPE_CHECKING, Final
 
-from pmshelve.errors import CorruptionError, StateError, StorageError
+from pmshelve.errors import CorruptionError, PmshelveError, StateError, StorageError
 from pmshelve.mmapdict import frame
 from pmshelve.mmapdict.check import Problem, check
 from pmshelve.mmapdict.frame import TERMINATOR, TERMINATOR_SIZE
 from pmshelve.mmapdict.recover import Gap, Recovery
 from pmshelve.storage import file as disk
 from pmshelve.storage.binary import U32, U64
+from pmshelve.storage.progress import Pace, Progress, part
 
 if TYPE_CHECKING:
     from pmshelve.mmapdict.logfile import Log
@@ -35,8 +37,13 @@ _GAP_SIZE_MIN: Final = _GAP_OVERHEAD + 1
 _KEYS_RESERVED: Final = (frame.FILL_KEY, frame.RESERVED)
 
 
-def fsck(store: mmapdict) -> bool:
+def fsck(store: mmapdict, *, progress: Progress | None = None) -> bool:
     """Check the file of `store` and mend what is broken; return whether it was sound.
+
+    Parameters
+    ----------
+    progress
+        Called with thousandths of the work: half of it looks, half mends.
 
     Raises
     ------
@@ -52,21 +59,29 @@ def fsck(store: mmapdict) -> bool:
         log.lock.acquire()
     finally:
         log.damage = damage
+    exclusive = log.exclusive
     try:
         if store._batch is not None:
             raise StateError("fsck() cannot run inside a batch", log.name)
         if damage is None and not log.exclusive:
             _catch_up(store)
         log.trim()
-        problems = list(check(log))
+        problems = list(check(log, progress=part(progress, 0.0, 0.5)))
         for problem in problems:
             logger.warning("%s: %s", log.name, problem)
-        if not problems and log.damage is None and not _cut_rubbish(log):
-            return True
+        sound = not problems and log.damage is None and not _cut_rubbish(log)
         if problems or log.damage is not None:
-            _mend(log, problems)
-            _reload(store)
-        return False
+            try:
+                _mend(log, problems, part(progress, 0.5, 1.0))
+                _reload(store)
+            except BaseException:
+                log.exclusive = exclusive
+                with contextlib.suppress(PmshelveError, OSError):
+                    store._distrust()  # another fsck goes on from here
+                raise
+        if progress is not None:
+            progress(1000, 1000)
+        return sound
     except OSError as error:
         if isinstance(error, StorageError):
             raise
@@ -109,7 +124,7 @@ def _reload(store: mmapdict) -> None:
 # The chain ------------------------------------------------------------------------------------
 
 
-def _mend(log: Log, problems: list[Problem]) -> None:
+def _mend(log: Log, problems: list[Problem], progress: Progress | None) -> None:
     """Make the file one chain of sound entries and a terminator, unsettled."""
     log.remap()
     log.adopt(log.pread(frame.STATE_START, frame.STATE_STOP))
@@ -117,7 +132,8 @@ def _mend(log: Log, problems: list[Problem]) -> None:
     if log.pread(0, len(header)) != header:
         disk.write_at(log.fd, header, 0)
     _unsettle(log)
-    end = _Chain(log, {problem.offset for problem in problems if problem.invariant == "L5"}).mend()
+    batches = {problem.offset for problem in problems if problem.invariant == "L5"}
+    end = _Chain(log, batches, progress).mend()
     disk.write_at(log.fd, TERMINATOR, end)
     if log.size > end + TERMINATOR_SIZE:
         disk.truncate(log.fd, end + TERMINATOR_SIZE)
@@ -138,7 +154,8 @@ def _unsettle(log: Log) -> None:
 class _Chain:
     """The entries of a file being mended."""
 
-    def __init__(self, log: Log, broken_batches: set[int]) -> None:
+    def __init__(self, log: Log, broken_batches: set[int], progress: Progress | None) -> None:
+        self._progress = progress
         self._log = log
         self._broken_batches = broken_batches
         self._size = log.size
@@ -147,7 +164,9 @@ class _Chain:
         """Write what is needed; return where the terminator belongs."""
         recovery = Recovery(self._log.pread, self._size)
         gap_start: int | None = None
+        pace = Pace(self._progress, self._size)
         for found in recovery:
+            pace.at(recovery.end)
             start = found.start if isinstance(found, Gap) else found.offset
             if gap_start is None:
                 gap_start = start

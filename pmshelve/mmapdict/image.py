@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from pmshelve.errors import CorruptionError
 from pmshelve.mmapdict import frame
@@ -73,6 +73,8 @@ class Image:
         Descriptor that large data is copied from.
     chunk_size
         Bytes to copy at a time.
+    tell
+        Called now and then with the offset in the old file up to which it is done.
 
     Attributes
     ----------
@@ -82,7 +84,15 @@ class Image:
         Entries added.
     """
 
-    def __init__(self, fd: int, base: int, source: int, chunk_size: int = 1 << 20) -> None:
+    def __init__(
+        self,
+        fd: int,
+        base: int,
+        source: int,
+        chunk_size: int = 1 << 20,
+        tell: Callable[[int], None] | None = None,
+    ) -> None:
+        self.tell = tell
         self.fd = fd
         self.base = base
         self._source = source
@@ -112,6 +122,8 @@ class Image:
         try:
             while position < log.tail:
                 position = self._add_window(log, position)
+                if self.tell is not None:
+                    self.tell(position)
         except Irregular as error:
             raise CorruptionError(
                 error.problem,
@@ -240,7 +252,9 @@ class Image:
 
     def _copy(self, source: int, size: int) -> None:
         target = self.base + self.position
-        copy_data(self._source, self.fd, source, target, size, chunk_size=self._chunk_size)
+        copy_data(
+            self._source, self.fd, source, target, size, chunk_size=self._chunk_size, tell=self.tell
+        )
 
     # The end ----------------------------------------------------------------------------------
 
@@ -328,15 +342,30 @@ def take_apart(read: frame.Read, value: int, stop: int) -> tuple[list[bytes | Bl
 
 
 def copy_data(
-    source: int, target: int, start: int, to: int, size: int, *, chunk_size: int = 1 << 20
+    source: int,
+    target: int,
+    start: int,
+    to: int,
+    size: int,
+    *,
+    chunk_size: int = 1 << 20,
+    tell: Callable[[int], None] | None = None,
 ) -> None:
-    """Copy a range between two files, leaving holes where there are holes."""
+    """Copy a range between two files, leaving holes where there are holes.
+
+    Parameters
+    ----------
+    tell
+        Called after each chunk with the offset in `source` behind it.
+    """
     for offset, length in _data_ranges(source, start, size):
         stop = offset + length
         while offset < stop:
             count = min(stop - offset, chunk_size)
             disk.copy_range(source, target, count, offset, to + offset - start)
             offset += count
+            if tell is not None:
+                tell(offset)
 
 
 def _data_ranges(fd: int, offset: int, size: int) -> Iterator[tuple[int, int]]:

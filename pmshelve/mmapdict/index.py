@@ -141,7 +141,7 @@ class Index:
             entries = dict(loader.entries)
         self.entries.clear()
         self.entries.update(entries)
-        log.tail = loader.tail
+        log.tail = log.loose_from = loader.tail
         log.adopt(state)
         if loader.torn or suspect:
             log.live_count = log.dead_size = None
@@ -419,7 +419,9 @@ class Index:
     def extent(self, log: Log, offset: int) -> Old:
         """Return flag offset, reduces and size of the entry at `offset`."""
         m = log.map
-        if offset + HEAD_SIZE < min(len(m), log.tail):  # an ordinary entry, small enough
+        if (
+            log.cold <= offset < min(len(m), log.tail) - HEAD_SIZE
+        ):  # an ordinary entry, small enough
             _tag, size, _op, key_size = _unpack_head(m, offset)
             end, value = offset + 9 + size, offset + HEAD_SIZE + key_size
             if end <= len(m) and m[offset + HEAD_SIZE] and m[end - 9 : end - 2] == frame.OWN_TAIL:
@@ -547,6 +549,7 @@ class Index:
         log.append_layout(layout, None, live=False)
         log.begin()
         log.set_field(frame.INDEX_OFFSET, layout.blobs[0][0], len(data), end)
+        log.loose_from = log.tail
         log.settle()
         self._chain = self._open_chain(log, log.tail)
         self.fresh = 0

@@ -203,16 +203,26 @@ class Log(OpenFile):
         """Step 4: turn an entry off.  (Its REDUCE goes second: L8 keeps both in one sector.)"""
         offset, reduces, size = old
         m = self.map
-        if offset < len(m):
+        if self.cold <= offset < len(m):
             m[offset] = flag
             if reduces:
                 m[offset - 13] = DEAD
         else:
-            self.poke(offset, bytes((flag,)))
-            if reduces:
-                self.poke(offset - 13, b"0")
+            self._write_flag(offset, bytes((flag,)), reduces)
         if self.dead_size is not None:
             self.dead_size += size
+
+    def _write_flag(self, offset: int, flag: bytes, reduces: bool) -> None:
+        """Turn an entry off by a call: the map does not reach so far, or is not used there."""
+        try:
+            if system.pwrite(self.fd, flag, offset) != 1:
+                disk.write_at(self.fd, flag, offset)
+            if reduces:
+                self.poke(offset - 13, b"0")
+        except OSError as error:
+            self.fail()
+            problem = "an entry could not be turned off"
+            raise disk.storage_error(error, problem, self.name) from error
 
     def revive(self, offset: int, reduces: bool) -> None:
         """Turn an entry on again whose replacement never arrived."""
@@ -311,7 +321,7 @@ class Log(OpenFile):
         offset, reduces, size = old
         m = self.map
         live, dead = self.live_count, self.dead_size
-        if live is None or dead is None or self.superblock is None or offset >= len(m):
+        if live is None or dead is None or self.superblock is None:
             self.begin()
             self.retire(old, DEAD)
             if live is not None:
@@ -324,9 +334,12 @@ class Log(OpenFile):
             exclusive = self.exclusive
             if not exclusive:
                 m[18:22] = packed
-            m[offset] = DEAD
-            if reduces:
-                m[offset - 13] = DEAD
+            if not self.cold <= offset < len(m):
+                self._write_flag(offset, b"0", reduces)
+            else:
+                m[offset] = DEAD
+                if reduces:
+                    m[offset - 13] = DEAD
             self.live_count = live = live - 1
             self.dead_size = dead = dead + size
             self.commit = commit
@@ -372,7 +385,7 @@ class Log(OpenFile):
         m = self.map
         for old in olds:
             offset, reduces, size = old
-            if offset >= len(m) or reduces or self.dead_size is None:
+            if not self.cold <= offset < len(m) or reduces or self.dead_size is None:
                 self.retire(old, REPLACED)
             else:
                 m[offset] = REPLACED

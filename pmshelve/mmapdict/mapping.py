@@ -18,9 +18,10 @@ from collections.abc import (
     ValuesView,
 )
 from threading import get_ident
-from typing import Any, BinaryIO
+from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from pmshelve.errors import ObjectError, StorageError
+from pmshelve.generics import V
 from pmshelve.mmapdict import frame, index, vacuum
 from pmshelve.mmapdict.batch import Batch
 from pmshelve.mmapdict.check import Problem, check
@@ -33,14 +34,21 @@ from pmshelve.mmapdict.scan import place_of_bytes
 from pmshelve.mmapdict.session import ABSENT, DEFAULT, DOUBTFUL, Session, drop_read_buffer
 from pmshelve.mmapdict.stats import Stats, collect
 from pmshelve.storage.lock import EXCLUSIVE, SHARED
+from pmshelve.storage.progress import Progress
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsKeysAndGetItem
+    from typing_extensions import Self
 
 __all__ = ["mmapdict"]
+
+_T = TypeVar("_T")
 
 CLEAR_ONE_BY_ONE_MAX = 64
 """Entries up to which clearing flips flags; beyond, the file is replaced by an empty one."""
 
 
-class mmapdict(Session, MutableMapping[str, Any]):  # noqa: N801 (the name is mmappickle's)
+class mmapdict(Session, MutableMapping[str, V]):  # noqa: N801 (the name is mmappickle's)
     """A persistent dict in one file that is, at every commit, a valid pickle.
 
     Parameters
@@ -94,16 +102,16 @@ class mmapdict(Session, MutableMapping[str, Any]):  # noqa: N801 (the name is mm
 
     def __init__(
         self,
-        file: str | bytes | os.PathLike[Any] | BinaryIO,
+        file: str | bytes | os.PathLike[str] | os.PathLike[bytes] | IO[bytes],
         readonly: bool | None = None,
         picklers: Iterable[type] | None = None,
         *,
         timeout: float | None = 60.0,
         sync: bool = False,
-        mmap_mode: str | None = DEFAULT,
+        mmap_mode: Literal["r+", "r", "c"] | None = DEFAULT,
         exclusive: bool = False,
         allow_pickle: bool = True,
-        face: str | None = None,
+        face: Literal["native", "bytes"] | None = None,
         autovacuum: bool = False,
         mode: int = 0o666,
         convert: bool = True,
@@ -125,7 +133,7 @@ class mmapdict(Session, MutableMapping[str, Any]):  # noqa: N801 (the name is mm
 
     # Reading ----------------------------------------------------------------------------------
 
-    def __getitem__(self, key: str) -> Any:
+    def __getitem__(self, key: str) -> V:
         """Return the value of `key`; arrays and large buffers in it memory-mapped.
 
         Raises
@@ -136,13 +144,14 @@ class mmapdict(Session, MutableMapping[str, Any]):  # noqa: N801 (the name is mm
             The value needs the unpickler and `allow_pickle` is False.
         """
         # The state comes first: where another thread replaces all of it, it is set last.
+        value: V
         log = self._log
         state = log.state
         m = log.map
         entry = self._entries.get(key)
         if entry.__class__ is tuple and self._batch is None:
             # Looked at before, since the file may have shrunk; and after, since it may have moved.
-            if log.exclusive or m[18:116] == state or log.is_same(m, state):
+            if log.map is m if log.exclusive else m[18:116] == state or log.is_same(m, state):
                 flag, start, stop, decoder, _, _ = entry
                 try:
                     if decoder is None:
@@ -251,14 +260,20 @@ class mmapdict(Session, MutableMapping[str, Any]):  # noqa: N801 (the name is mm
         """Return a set-like view of the keys."""
         return KeysView(self)
 
-    def items(self) -> ItemsView[str, Any]:
+    def items(self) -> ItemsView[str, V]:
         """Return a view of the pairs; one deleted by others during an iteration is left out."""
         return _Items(self)
 
-    def values(self) -> ValuesView[Any]:
+    def values(self) -> ValuesView[V]:
         """Return a view of the values."""
         return _Values(self)
 
+    @overload
+    def get(self, key: str, default: None = None) -> V | None: ...
+    @overload
+    def get(self, key: str, default: V) -> V: ...
+    @overload
+    def get(self, key: str, default: _T) -> V | _T: ...
     def get(self, key: str, default: Any = None) -> Any:
         """Return the value of `key`, or `default`."""
         try:
@@ -269,7 +284,7 @@ class mmapdict(Session, MutableMapping[str, Any]):  # noqa: N801 (the name is mm
 
     # Writing ----------------------------------------------------------------------------------
 
-    def __setitem__(self, key: str, value: Any) -> None:  # noqa: C901, PLR0912, PLR0915 (hot)
+    def __setitem__(self, key: str, value: V) -> None:  # noqa: C901, PLR0912, PLR0915 (hot)
         """Set `key` to `value`, atomically.
 
         Raises
@@ -289,8 +304,8 @@ class mmapdict(Session, MutableMapping[str, Any]):  # noqa: N801 (the name is mm
         if key.__class__ is not str:
             key = _as_key(key)
         log = self._log
-        if value.__class__ is bytes and len(value) < 256 and self._plain:
-            encoded: Any = SHORT_BYTES[len(value)] + value, False  # what `encode` does
+        if value.__class__ is bytes and len(value) < 256 and self._plain:  # type: ignore[arg-type]
+            encoded: Any = SHORT_BYTES[len(value)] + value, False  # type: ignore[arg-type, operator]
         else:
             try:
                 encoded = self._encode(value)
@@ -338,12 +353,12 @@ class mmapdict(Session, MutableMapping[str, Any]):  # noqa: N801 (the name is mm
                 log.append(stored, body, reduces, old)
                 end = tail + 11 + len(stored) + len(body)
                 if value.__class__ is bytes:
-                    place = (log.tail - 2, end - len(value), end, None, tail, False)
+                    place = (log.tail - 2, end - len(value), end, None, tail, False)  # type: ignore[arg-type]
                 elif reduces and self._plain and not prefix:
                     start = end - len(body) + (RAW_AT + 2 if body[RAW_AT] == 0x43 else RAW_AT + 5)
                     place = (log.tail - 2, start, end - 1, decode_pickle, tail, True)
             else:
-                self._append_large(stored, prefix, encoded, old)
+                place = self._append_large(stored, prefix, encoded, old)
             entries[key] = place  # never out of the dict meanwhile: other threads look
             if entry is not None:
                 known.disordered = True
@@ -422,6 +437,12 @@ class mmapdict(Session, MutableMapping[str, Any]):  # noqa: N801 (the name is mm
         if self._autovacuum:
             self._vacuum_if_due()
 
+    @overload
+    def pop(self, key: str) -> V: ...
+    @overload
+    def pop(self, key: str, default: V) -> V: ...
+    @overload
+    def pop(self, key: str, default: _T) -> V | _T: ...
     def pop(self, key: str, default: Any = DEFAULT) -> Any:
         """Delete `key` and return its value, or `default`; atomic among all writers."""
         self._begin_write()
@@ -436,7 +457,7 @@ class mmapdict(Session, MutableMapping[str, Any]):  # noqa: N801 (the name is mm
         finally:
             self._end_write()
 
-    def popitem(self) -> tuple[str, Any]:
+    def popitem(self) -> tuple[str, V]:
         """Delete the key that was set last and return it with its value."""
         self._begin_write()
         try:
@@ -447,6 +468,10 @@ class mmapdict(Session, MutableMapping[str, Any]):  # noqa: N801 (the name is mm
         finally:
             self._end_write()
 
+    @overload
+    def setdefault(self: mmapdict[_T | None], key: str, default: None = None) -> _T | None: ...
+    @overload
+    def setdefault(self, key: str, default: V) -> V: ...
     def setdefault(self, key: str, default: Any = None) -> Any:
         """Return the value of `key`, which is set to `default` first if it does not exist."""
         self._begin_write()
@@ -457,7 +482,13 @@ class mmapdict(Session, MutableMapping[str, Any]):  # noqa: N801 (the name is mm
         finally:
             self._end_write()
 
-    def update(self, other: Any = (), /, **pairs: Any) -> None:
+    @overload
+    def update(self, other: SupportsKeysAndGetItem[str, V], /, **pairs: V) -> None: ...
+    @overload
+    def update(self, other: Iterable[tuple[str, V]], /, **pairs: V) -> None: ...
+    @overload
+    def update(self, /, **pairs: V) -> None: ...
+    def update(self, other: Any = (), /, **pairs: V) -> None:
         """Set many keys in one batch: all of them or, if one fails, none."""
         with self.batch():
             if isinstance(other, Mapping):
@@ -488,7 +519,7 @@ class mmapdict(Session, MutableMapping[str, Any]):  # noqa: N801 (the name is mm
         finally:
             self._end_write()
 
-    def batch(self) -> Batch:
+    def batch(self) -> Batch[V]:
         """Return a context manager: what is changed in it takes effect at once, at its end.
 
         Changes cost less than one by one.  Others see all of them or none, also after a crash;
@@ -570,13 +601,16 @@ class mmapdict(Session, MutableMapping[str, Any]):  # noqa: N801 (the name is mm
         finally:
             self._end_write()
 
-    def vacuum(self, chunk_size: int = 1048576) -> None:
+    def vacuum(self, chunk_size: int = 1048576, *, progress: Progress | None = None) -> None:
         """Give the space of dead entries back.
 
         Parameters
         ----------
         chunk_size
             Bytes to copy at a time.
+        progress
+            Called as ``progress(done, total)`` now and then, with bytes of the present file.  What
+            it raises ends the vacuum, and the store is as it was; see `pmshelve.storage.progress`.
 
         Notes
         -----
@@ -590,12 +624,18 @@ class mmapdict(Session, MutableMapping[str, Any]):  # noqa: N801 (the name is mm
             raise ValueError(f"chunk_size must be a positive number of bytes, not {chunk_size!r}")
         self._begin_write()
         try:
-            vacuum.vacuum(self, chunk_size=chunk_size)
+            vacuum.vacuum(self, chunk_size=chunk_size, progress=progress)
         finally:
             self._end_write()
 
-    def fsck(self) -> bool:
+    def fsck(self, *, progress: Progress | None = None) -> bool:
         """Check the file and mend what is broken, keeping every entry whose value is whole.
+
+        Parameters
+        ----------
+        progress
+            Called as ``progress(done, total)`` now and then, with thousandths of the work.  What it
+            raises ends the work; what was mended by then stays so, and calling again does the rest.
 
         Returns
         -------
@@ -604,10 +644,17 @@ class mmapdict(Session, MutableMapping[str, Any]):  # noqa: N801 (the name is mm
         log = self._log
         if log.closed or log.failed:
             log.check_usable()
-        return fsck(self)
+        return fsck(self, progress=progress)
 
-    def check(self) -> list[Problem]:
-        """Return every broken invariant of the file (see docs/format-mmapdict.md); [] if sound."""
+    def check(self, *, progress: Progress | None = None) -> list[Problem]:
+        """Return every broken invariant of the file (see docs/format-mmapdict.md); [] if sound.
+
+        Parameters
+        ----------
+        progress
+            Called as ``progress(done, total)`` now and then, with bytes: the file's, and then those
+            of the newest checkpoint.
+        """
         log = self._log
         if log.damage is None:
             self._refresh()
@@ -615,7 +662,7 @@ class mmapdict(Session, MutableMapping[str, Any]):  # noqa: N801 (the name is mm
         try:
             if log.damage is None and not log.exclusive and self._batch is None:
                 self._catch_up()
-            return list(check(self._log))
+            return list(check(self._log, progress=progress))
         finally:
             log.lock.release()
 
@@ -626,7 +673,22 @@ class mmapdict(Session, MutableMapping[str, Any]):  # noqa: N801 (the name is mm
                 self._recount()
             return collect(self._log, self._index)
 
-    def __enter__(self) -> mmapdict:
+    def entry_size(self, key: str) -> int:
+        """Return how many bytes of the file are the entry of `key`; the value is not looked at.
+
+        Raises
+        ------
+        KeyError
+            There is no such key.
+        """
+        with self._held():
+            place = self._find(key, sure=True)
+            if place is None:
+                raise KeyError(key)
+            size: int = place[0] + 2 - place[4]  # from the entry's head to behind its flag
+            return size
+
+    def __enter__(self) -> Self:
         """Return the store."""
         return self
 
@@ -660,8 +722,12 @@ class mmapdict(Session, MutableMapping[str, Any]):  # noqa: N801 (the name is mm
 
 
 def _unpickle(
-    kind: type[mmapdict], path: str, readonly: bool, picklers: list[type], options: dict[str, Any]
-) -> mmapdict:
+    kind: type[mmapdict[V]],
+    path: str,
+    readonly: bool,
+    picklers: list[type],
+    options: dict[str, Any],
+) -> mmapdict[V]:
     os.stat(path)  # a copy of a store that is gone is an error, not a new store
     return kind(path, readonly, picklers, **options)
 
@@ -672,19 +738,19 @@ def _as_key(key: object) -> str:
     raise TypeError(f"keys are str, not {type(key).__name__}: {key!r}")
 
 
-class _Items(ItemsView[str, Any]):
-    _mapping: mmapdict
+class _Items(ItemsView[str, V]):
+    _mapping: mmapdict[V]
 
-    def __iter__(self) -> Iterator[tuple[str, Any]]:
+    def __iter__(self) -> Iterator[tuple[str, V]]:
         for key in self._mapping:
             value = self._mapping._get(key)  # noqa: SLF001 (a part of the store)
             if value is not ABSENT:
                 yield key, value
 
 
-class _Values(ValuesView[Any]):
-    _mapping: mmapdict
+class _Values(ValuesView[V]):
+    _mapping: mmapdict[V]
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[V]:
         for _key, value in _Items(self._mapping):
             yield value

@@ -83,9 +83,16 @@ class OpenFile:
         Whether nothing but the state stands between a caller and a write: the fast way.
     exclusive, exclusive_from
         Whether the lock is held for the log's lifetime, and since which value of `tail`.
+    loose_from
+        Offset from which no entry is known to be on the disk, nor to a checkpoint.
     reserved
         Offset up to which the file has disk blocks, and is mapped: in an exclusive store, entries
         that end before it are stored through the map.  0: none ahead of the terminator.
+    cold
+        Offset before which the map is not touched (its first page excepted), so that the file's
+        pages do not stay in this process's memory: see `cool`.  0: all of it is used.
+    cools
+        Whether `cool` is called now and then.
     """
 
     def __init__(
@@ -113,9 +120,11 @@ class OpenFile:
         self.live_count: int | None = None
         self.dead_size: int | None = None
         self.exclusive = False
-        self.exclusive_from = 0
+        self.exclusive_from = self.loose_from = 0
         self.reserved = 0
         self._reserve_from = 0
+        self.cold = 0
+        self.cools = False
         self.ready = writable and file is None
         self.closed = False
         self.failed = False
@@ -146,10 +155,16 @@ class OpenFile:
     def read(self, start: int, stop: int) -> bytes:
         """Return bytes below the tail, from the map where it reaches."""
         stage = self.staging
-        if stage is not None and stop > self.tail:
+        m, tail = self.map, self.tail
+        if stage is not None and stop > tail:
             stage.flush()  # a batch reads what it wrote itself
-        elif stop <= len(self.map) and stop <= self.tail + TERMINATOR_SIZE:
-            return self.map[start:stop]  # type: ignore[no-any-return]
+        elif (
+            self.cold <= start
+            and stop <= len(m)
+            and stop <= tail + TERMINATOR_SIZE
+            and m is self.map  # so the tail is not another file's, and the map's file goes so far
+        ):
+            return m[start:stop]  # type: ignore[no-any-return]
         return self.pread(start, stop)
 
     def byte(self, offset: int) -> int:
@@ -158,7 +173,7 @@ class OpenFile:
 
     def poke(self, offset: int, data: bytes) -> None:
         """Store bytes in place, below the tail."""
-        if offset + len(data) <= len(self.map):
+        if offset + len(data) <= len(self.map) and not PAGE_SIZE <= offset < self.cold:
             self.map[offset : offset + len(data)] = data
         else:
             disk.write_at(self.fd, data, offset)
@@ -201,7 +216,9 @@ class OpenFile:
         Nobody looks at the file's end while it is held exclusively, and nothing behind the
         terminator counts, so the file may be longer than it is.  The blocks are allocated, for a
         full disk must be an error and not the end of the process; that there are none is for the
-        write to tell, which is then made as in any other store.
+        write to tell, which is then made as in any other store.  Zeros are written into them, so
+        that the system has their pages at hand: it takes several times as long to make these one
+        by one, where they are first stored into.
         """
         if disk.system.posix_fallocate is None or self.file is not None:
             return False
@@ -212,6 +229,7 @@ class OpenFile:
         target = align_up(max(needed, start) + step, PAGE_SIZE)
         try:
             disk.allocate(self.fd, start, target - start)
+            disk.write_at(self.fd, bytes(target - start), start)
             if target > len(self.map):
                 self.remap(target)
         except OSError:
@@ -229,14 +247,33 @@ class OpenFile:
             self.reserved = 0
             disk.truncate(self.fd, self.tail + TERMINATOR_SIZE)
 
+    def cool(self, size: int) -> None:
+        """Keep no more than the last `size` bytes of the file's map in this process's memory.
+
+        What lies before them is read and written by calls from now on: one store into a page that
+        is not there brings back all the pages that the system keeps together with it.
+        """
+        self.cools = True
+        start = max(self.cold, PAGE_SIZE)
+        stop = max(self.tail - size, start) & -PAGE_SIZE
+        if start < stop <= len(self.map):
+            disk.release(self.map, start, stop - start)
+            self.cold = stop
+
+    def chill(self) -> None:
+        """Let go of what was used of the map before `cold` nevertheless."""
+        if self.cold > PAGE_SIZE:
+            disk.release(self.map, PAGE_SIZE, self.cold - PAGE_SIZE)
+
     # Coming and going -------------------------------------------------------------------------
 
     def attach(self, fd: int) -> None:
         """Go over to another descriptor; what was known of the file is void."""
         if self.fd >= 0 and self.file is None and fd != self.fd:
+            self.map = b""  # first: who reads by the descriptor sees in time that it is another's
             disk.system.close(self.fd)
         self.fd = fd
-        self.reserved = self._reserve_from = 0
+        self.reserved = self._reserve_from = self.cold = 0
         self.ready = self.writable and self.file is None
         self.map = b""
         self.state = self.sound = self.busy = UNSOUND
@@ -417,6 +454,7 @@ class OpenFile:
 
     def set_synced_end(self) -> None:
         """Say that all there is now is on the disk."""
+        self.loose_from = self.tail
         if self.superblock is not None:
             self.poke(frame.SYNC_OFFSET + 16, self.tail.to_bytes(8, "little"))
 

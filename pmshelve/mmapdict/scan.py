@@ -14,19 +14,24 @@ from typing import Any, NamedTuple
 from pmshelve.mmapdict import frame
 from pmshelve.mmapdict.frame import HEAD_SIZE, OWN_TAIL, TRAILER_SIZE, Read
 from pmshelve.mmapdict.picklers.generic import PICKLE_HEAD, decode_pickle
+from pmshelve.mmapdict.wellformed import find_fault
 from pmshelve.storage.binary import U32, crc32
 
 __all__ = [
+    "FOREIGN_TRAILER_SIZE",
     "Entry",
     "Irregular",
     "Scan",
     "find_entry",
+    "find_foreign_fault",
     "place_of_bytes",
     "quick_entries",
     "read_entry",
 ]
 
 CHUNK_SIZE = 1 << 18
+FOREIGN_TRAILER_SIZE = 8
+"""Bytes behind the value in entries of mmappickle."""
 _HEAD = struct.Struct("<BQBB")
 _unpack_head = _HEAD.unpack_from
 _unpack_size = U32.unpack_from
@@ -181,6 +186,10 @@ class Scan:
             raise Irregular(position, "the entry has no checksum")
         if self._verify and own and stored != frame.SUPERBLOCK_KEY:
             self.verify(entry, trailer)
+        elif self._verify and not own and entry.flag == frame.DEAD:
+            fault = find_foreign_fault(self._read, entry)
+            if fault is not None:
+                raise Irregular(position, f"the value is broken: {fault}")
         return entry
 
     def verify(self, entry: Entry, trailer: bytes | None = None) -> None:
@@ -342,6 +351,47 @@ def read_long_key(read: Read, position: int, end: int) -> tuple[int, str | None]
         return position, None
     key = read(position + 6, position + 6 + size)
     return position + 6 + size, key.decode("utf-8", "surrogatepass")
+
+
+def find_foreign_fault(read: Read, entry: Entry) -> str | None:
+    """Return what is wrong with the value of an entry that has no crc, or None.
+
+    Nothing is if dead entries stand behind it: such is a run that was being buried (see `runs`).
+    """
+    fault = find_fault(read, entry.value, entry.end - FOREIGN_TRAILER_SIZE)
+    if fault is None or (entry.flag == frame.DEAD and _holds_entries(read, entry)):
+        return None
+    return fault
+
+
+def _holds_entries(read: Read, entry: Entry) -> bool:
+    """Whether complete dead entries stand behind an entry's value: a run that was being buried."""
+    window = read(entry.value, min(entry.value + CHUNK_SIZE, entry.end))
+    at = window.find(b"\x95", TRAILER_SIZE)
+    while at >= 0:
+        if _is_dead_trailer(window[at - TRAILER_SIZE : at]) and _are_dead_entries(
+            read, entry.value + at, entry.end
+        ):
+            return True
+        at = window.find(b"\x95", at + 1)
+    return False
+
+
+def _are_dead_entries(read: Read, start: int, stop: int) -> bool:
+    """Whether nothing but dead entries lies between two offsets."""
+    while start < stop:
+        try:
+            entry = read_entry(read, start, stop)
+        except Irregular:
+            return False
+        if entry.flag == frame.LIVE:
+            return False
+        start = entry.end
+    return start == stop
+
+
+def _is_dead_trailer(trailer: bytes) -> bool:
+    return frame.is_trailer(trailer) and trailer[12] != frame.LIVE
 
 
 def find_entry(read: Read, start: int, size: int) -> Entry | None:

@@ -47,6 +47,7 @@ from pmshelve.mmapdict.openfile import CLEAN, UNSOUND, open_descriptor
 from pmshelve.mmapdict.opening import current_boot, open_log, prepare
 from pmshelve.mmapdict.picklers.base import Foreign
 from pmshelve.mmapdict.picklers.builtin import Codec
+from pmshelve.mmapdict.picklers.chunks import CHUNKS_END, decode_chunks
 from pmshelve.mmapdict.scan import Irregular, place_of_bytes, read_entry
 from pmshelve.mmapdict.soundness import explain
 from pmshelve.mmapdict.views import PUNCH_SIZE_MIN, Views
@@ -346,14 +347,21 @@ class Session:
 
     # Reading -------------------------------------------------------------------------------------
 
-    def _get(self, key: str) -> Any:  # noqa: C901 (one loop, four outcomes)
+    def _get(self, key: str) -> Any:  # noqa: C901, PLR0912 (one loop, five outcomes)
         """Return the value of `key`, knowing nothing; ABSENT where there is none."""
         log = self._log
         try:
             for _ in range(_LOCK_FREE_TRIES):
                 self._refresh()
                 m = log.map
-                place = self._find(key)
+                try:
+                    place = self._find(key)
+                except Exception:
+                    if log.map is m and m and not log.exclusive:
+                        raise
+                    # Another thread may have replaced the file while it was read, or given up the
+                    # entry's blocks.  If not, the last look tells.
+                    continue
                 if place is DOUBTFUL:
                     if m[18:116] == log.state:
                         break
@@ -401,8 +409,14 @@ class Session:
         value, if the flag at `flag` still says that it lives.
         """
         log = self._log
-        if self._in_batch() or (log.exclusive and log.map is m):
+        if self._in_batch():
             return True
+        if log.exclusive and log.map is m and m:
+            # Nobody else was there, but another thread may have given its blocks back.
+            try:
+                return (not flag or log.byte(flag) == LIVE) and log.map is m
+            except (OSError, IndexError):  # or replaced the file
+                return False
         if log.map is not m or not m:
             return False
         if log.superblock is None:
@@ -454,7 +468,7 @@ class Session:
         place: Place = entry if entry.__class__ is tuple else self._resolve(entry, key)
         flag = place[0]
         m = log.map
-        state = m[flag] if flag < len(m) else log.byte(flag)
+        state = m[flag] if log.cold <= flag < min(len(m), log.tail) else log.byte(flag)
         # REPLACED and yet the newest: its successor was lost, and this store may not mend it. What
         # a checkpoint knows proves nothing of the kind: it leaves out what was dead by then.
         if state != LIVE and (state == DEAD or not known or log.writable):
@@ -487,7 +501,7 @@ class Session:
         stage = log.staging
         if offset < log.tail:
             limit = log.tail
-            place = place_of_bytes(log.map, offset, limit)
+            place = place_of_bytes(log.map, offset, limit) if log.cold <= offset else None
             if place is not None and self._codec.plain:
                 return place
         else:
@@ -545,12 +559,18 @@ class Session:
         else:
             old = self._index.extent(log, entry)
             flag = old[0]
+        if log.exclusive:
+            return old  # nobody else was there
         m = log.map
-        alive = m[flag] if flag < len(m) else log.byte(flag)
+        alive = m[flag] if log.cold <= flag < len(m) else log.byte(flag)
         return old if alive == LIVE else None
 
-    def _append_large(self, stored: bytes, prefix: bytes, encoded: Any, old: Old | None) -> None:
+    def _append_large(
+        self, stored: bytes, prefix: bytes, encoded: Any, old: Old | None
+    ) -> Place | int:
+        """Append an entry with large data; return its place, or its offset where that is unknown."""
         log = self._log
+        tail = log.tail
         if isinstance(encoded, Foreign):
             pickler, value = encoded
             if prefix:
@@ -559,13 +579,21 @@ class Session:
                 )
             memo = self._index.memo(log)
             log.append_foreign(stored, lambda offset: pickler.write(value, offset, memo), old)
-            return
+            return tail
         body, reduces = encoded
         pieces = [prefix, *body] if prefix else body
-        log.append_layout(lay_out(stored, pieces, reduces, log.tail), old)
+        layout = lay_out(stored, pieces, reduces, tail)
+        log.append_layout(layout, old)
+        if body[-1] is not CHUNKS_END or not self._plain:
+            return tail
+        start, blob = layout.blobs[0]
+        return log.tail - 2, start, start + blob.size, decode_chunks, tail, True
 
     def _give_back(self, old: Old | None) -> None:
-        """Give the disk blocks of a dead entry back, if it is large and nobody older sees it."""
+        """Give the disk blocks of a dead entry back, if nobody older sees it.
+
+        Those of a large one by itself; a small one's with those of its neighbours.
+        """
         if self._views.ended:
             self._views.settle()
         if old is None:
@@ -573,14 +601,20 @@ class Session:
         flag, _reduces, size = old
         log = self._log
         offset = flag + 2 - size
-        if size < PUNCH_SIZE_MIN or offset < log.exclusive_from:
+        if size < PUNCH_SIZE_MIN:
+            runs = self._views.runs
+            if runs is not None and offset >= log.loose_from:
+                runs.add(offset, flag + 2, size)
+            return
+        if offset < log.exclusive_from:
             return
         if offset < log.synced_end and not log.synced:
             # What is on the disk must be dead there before it loses its bytes.
             log.datasync()
         entry = read_entry(log.read, offset, log.tail)
         stop = entry.end - frame.TRAILER_SIZE
-        self._views.doom(entry.value, stop, list(frame.walk(log.read, entry.value, stop)))
+        self._views.doom(offset, entry.end, list(frame.walk(log.read, entry.value, stop)))
+        self._views.join_parted()
 
     def _write_checkpoint(self, limit: int | None) -> None:
         try:

@@ -7,8 +7,14 @@ from typing import TYPE_CHECKING
 from pmshelve.errors import CorruptionError, PmshelveError
 from pmshelve.mmapdict import frame
 from pmshelve.mmapdict.frame import HEAD_SIZE, TRAILER_SIZE
-from pmshelve.mmapdict.scan import Entry, Irregular, Scan, read_entry
-from pmshelve.mmapdict.wellformed import find_fault
+from pmshelve.mmapdict.scan import (
+    FOREIGN_TRAILER_SIZE,
+    Entry,
+    Irregular,
+    Scan,
+    find_foreign_fault,
+    read_entry,
+)
 from pmshelve.storage.binary import U32, crc32
 
 if TYPE_CHECKING:
@@ -16,8 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["FOREIGN_TRAILER_SIZE", "Covered", "Walker", "explain", "find_unsoundness"]
 
-FOREIGN_TRAILER_SIZE = 8
-"""Bytes behind the value in entries of mmappickle."""
 _CHUNK_SIZE = 1 << 18
 
 
@@ -36,7 +40,7 @@ def find_unsoundness(read: Read, entry: Entry) -> tuple[str, str] | None:
     if entry.key is None and entry.flag == frame.LIVE:
         return "an entry with a reserved key is live", "L2"
     if not entry.own:
-        fault = find_fault(read, entry.value, entry.end - FOREIGN_TRAILER_SIZE)
+        fault = find_foreign_fault(read, entry)
         return None if fault is None else (f"the value is broken: {fault}", "L2")
     covered = Covered(read, entry.offset, entry.end, len(entry.stored))
     if not covered.fits:

@@ -33,13 +33,13 @@ import logging
 import os
 import re
 import secrets
-import struct
 import uuid
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from pmshelve.errors import CorruptionError, StateError, StoreFailedError
+from pmshelve.errors import CorruptionError, StateError, StorageError, StoreFailedError
 from pmshelve.mmapdict import frame
+from pmshelve.mmapdict.footer import encode_footer, find_image
 from pmshelve.mmapdict.frame import COMMIT, MARK_REPLACED, MARKS_OFFSET
 from pmshelve.mmapdict.image import Image, copy_data
 from pmshelve.mmapdict.index import CHECKPOINT_CLOSE_MIN
@@ -47,19 +47,16 @@ from pmshelve.mmapdict.logfile import Log
 from pmshelve.mmapdict.picklers import codec
 from pmshelve.mmapdict.picklers.base import Foreign
 from pmshelve.storage import file as disk
-from pmshelve.storage.binary import SECTOR_SIZE, U32, U64, align_up, crc32
+from pmshelve.storage.binary import SECTOR_SIZE, U32, U64, align_up
 from pmshelve.storage.lock import UNLOCK
+from pmshelve.storage.progress import Pace, Progress
 
 if TYPE_CHECKING:
     from pmshelve.mmapdict.session import Session
 
-__all__ = ["clear", "convert", "finish_move", "vacuum"]
+__all__ = ["clear", "convert", "finish_move", "give_way", "vacuum"]
 
 logger = logging.getLogger("pmshelve.mmapdict")
-
-_FOOTER = struct.Struct("<8sQQ")
-_FOOTER_MAGIC = b"PMSIMAGE"
-FOOTER_SIZE = _FOOTER.size + 8
 
 Fill = Callable[[Image], None]
 """Adds the new content to an image; called again for another image if the first has no use."""
@@ -70,8 +67,21 @@ Make = Callable[[int, int], Image]
 # What to do -----------------------------------------------------------------------------------
 
 
-def vacuum(store: Session, *, chunk_size: int = 1 << 20, force: bool = False) -> None:
+def vacuum(
+    store: Session,
+    *,
+    chunk_size: int = 1 << 20,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> None:
     """Rewrite `store`, whose lock is held, if there is something to reclaim (or by `force`).
+
+    Parameters
+    ----------
+    progress
+        Called with the bytes of the file gone through, and its size.  An exception that it raises
+        leaves the old content, unless it was told of the end: that it is told of when the new
+        content is in place.
 
     Raises
     ------
@@ -84,7 +94,18 @@ def vacuum(store: Session, *, chunk_size: int = 1 << 20, force: bool = False) ->
     if log.path is not None and disk.is_named(log.fd, log.path):
         _remove_leftovers(log.path)
     if force or _is_reclaimable(log, store._index.checkpoint_offsets):
-        _rewrite(store, lambda image: image.add_live(log), chunk_size)
+        pace = Pace(progress, log.tail)
+
+        def fill(image: Image) -> None:
+            if progress is not None:
+                image.tell = pace.at
+            image.add_live(log)
+
+        pace.at(0)
+        _rewrite(store, fill, chunk_size)
+        pace.end()
+    elif progress is not None:
+        progress(log.tail, log.tail)
 
 
 def clear(store: Session) -> None:
@@ -183,6 +204,8 @@ def _read_anew(store: Session) -> None:
     """
     log = store._log
     exclusive, log.exclusive = log.exclusive, False
+    # Before there is a map again: who sees that finds no place of the old file in these.
+    store._entries.clear()
     store._views.forget()
     try:
         store._load()
@@ -276,6 +299,34 @@ def _sync_name(log: Log, directory: int) -> None:
         ) from error
 
 
+def give_way(store: Session, beside: str) -> None:
+    """Let another file, whole and on the disk, take the name of `store`: R2 to R4.
+
+    Whoever has the store open goes over to the other file.  This one is only to be closed.
+
+    Raises
+    ------
+    StorageError
+        The name could not be taken; nothing was changed.
+    """
+    log = store._log
+    assert log.path is not None
+    store._begin_write()
+    try:
+        with disk.reporting("the file could not be replaced", log.name):
+            directory = disk.open_directory(log.path)
+        try:
+            if not _take_name(log, beside, log.path):
+                raise StorageError("the file could not be replaced", log.name)
+            _sync_name(log, directory)
+            if log.tail > frame.FIRST_ENTRY:
+                log.poke(frame.KEY_OPCODE_OFFSET, b"\x8d")  # R4
+        finally:
+            disk.system.close(directory)
+    finally:
+        store._end_write()
+
+
 def _move_in_place(log: Log, make: Make) -> None:
     """P1 to P5."""
     log.trim()
@@ -284,8 +335,7 @@ def _move_in_place(log: Log, make: Make) -> None:
         base, size = _write_behind(log, end, make)  # P1
         _announce(log)  # P2
         footer = base + size
-        data = _FOOTER.pack(_FOOTER_MAGIC, base, size)
-        disk.write_at(log.fd, data + U32.pack(crc32(data)) + bytes(4), footer)
+        disk.write_at(log.fd, encode_footer(base, size), footer)
         log.datasync()  # P3
     except BaseException:
         _undo_move(log, end, footer)
@@ -329,35 +379,42 @@ def _undo_move(log: Log, end: int, footer: int) -> None:
 
 
 def _copy_down(log: Log, base: int, size: int) -> None:
-    """P4 and P5."""
+    """P4 and P5, to the end although a signal may come in between."""
     problem = "the vacuum in place was interrupted; reopening completes it"
     try:
         with disk.reporting(problem, log.name):
-            # Holes are copied as zeros here: what they go over is not empty.
-            disk.copy_range(log.fd, log.fd, size, base, 0)
-            disk.datasync(log.fd)  # P4
-            disk.truncate(log.fd, base + size)  # P5
-            disk.datasync(log.fd)
-            disk.truncate(log.fd, size)
+            try:
+                _copy_and_cut(log.fd, base, size)
+            except KeyboardInterrupt:
+                if disk.size_of(log.fd) > size:  # else it is done
+                    _copy_and_cut(log.fd, base, size)
+                raise
+    except KeyboardInterrupt:
+        if disk.size_of(log.fd) > size:  # another one
+            log.fail()
+        raise
     except BaseException:
         log.fail()
         raise
 
 
+def _copy_and_cut(fd: int, base: int, size: int) -> None:
+    # Holes are copied as zeros here: what they go over is not empty.
+    disk.copy_range(fd, fd, size, base, 0)
+    disk.datasync(fd)  # P4
+    disk.truncate(fd, base + size)  # P5
+    disk.datasync(fd)
+    disk.truncate(fd, size)
+
+
 def finish_move(log: Log) -> None:
     """Complete a move in place that was cut short, if there was one; the lock is held."""
     with disk.reporting("the file could not be read", log.name):
-        end = log.size
-        footer = log.pread(max(0, end - FOOTER_SIZE), end)
-    if len(footer) != FOOTER_SIZE or not footer.startswith(_FOOTER_MAGIC):
-        return
-    _, base, size = _FOOTER.unpack(footer[:24])
-    if footer[24:28] != U32.pack(crc32(footer[:24])) or base + size + FOOTER_SIZE != end:
-        return
-    if size > base:
+        image = find_image(log.pread, log.size)
+    if image is None:
         return
     if not log.writable:
         raise CorruptionError(
             "a vacuum in place was cut short", log.name, hint="open it writable once: that ends it"
         )
-    _copy_down(log, base, size)
+    _copy_down(log, *image)

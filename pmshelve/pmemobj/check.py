@@ -43,6 +43,7 @@ from pmshelve.pmemobj.typetable import (
     OWN_TYPE_NUMS,
     TypeTable,
 )
+from pmshelve.storage.progress import Pace, Progress, part
 from pmshelve.storage.region import scratch
 
 if TYPE_CHECKING:
@@ -77,7 +78,12 @@ class Problem:
 
 
 def problems(
-    manager: MemoryManager, raw: Any, *, import_classes: bool = True, notes: bool = False
+    manager: MemoryManager,
+    raw: Any,
+    *,
+    import_classes: bool = True,
+    notes: bool = False,
+    progress: Progress | None = None,
 ) -> Iterator[Problem]:
     """Yield every broken invariant of a pool.  With the pool's lock held.
 
@@ -90,17 +96,26 @@ def problems(
         own code runs, and what those objects hold is left out.
     notes
         Also yield what is garbage, as notes.
+    progress
+        Called with thousandths of the work, about.
 
     Notes
     -----
     Costs some 5 µs an object.
     """
     yield from _check_superblock(manager, raw)
-    found = [Problem(*each) for each in manager.heap.problems()]
+    pace = Pace(progress, 1000)
+    pace.at(0)
+    found = []
+    for each in manager.heap.problems():
+        found.append(Problem(*each))
+        pace.at(0)
     yield from found
     if any(problem.invariant == "H1" for problem in found):
         return  # nothing can be found by it
-    yield from _Check(manager, import_classes=import_classes).run(notes=notes)
+    checking = _Check(manager, import_classes=import_classes, progress=progress)
+    yield from checking.run(notes=notes)
+    pace.end()
 
 
 def _check_superblock(manager: MemoryManager, raw: Any) -> Iterator[Problem]:
@@ -128,7 +143,12 @@ _COUNT_MAX = (1 << 29) - 1
 class _Check:
     """One look at every block."""
 
-    def __init__(self, manager: MemoryManager, *, import_classes: bool) -> None:
+    def __init__(
+        self, manager: MemoryManager, *, import_classes: bool, progress: Progress | None = None
+    ) -> None:
+        self._progress = progress
+        self._pace = Pace(None, 0)
+        self._checked = 0
         self._manager = manager
         self._reader = Reader(manager)
         self._heap = manager.heap
@@ -157,7 +177,9 @@ class _Check:
     def _list_blocks(self) -> Iterator[Problem]:
         known = self._known
         end = self._reader.memory.size
+        pace = Pace(part(self._progress, 0.1, 0.4), end)
         for offset, size, type_num in self._heap.blocks():
+            pace.at(offset)
             if offset + size > end:
                 yield Problem(f"a block of {size} bytes ends outside of the file", offset, "H6")
             elif type_num != POBJECT_TYPE_NUM:
@@ -168,6 +190,7 @@ class _Check:
             else:
                 known[offset >> 4] = _OBJECT
                 self._objects.append(offset)
+        self._pace = Pace(part(self._progress, 0.4, 1.0), len(self._objects))
 
     def _what(self, offset: int) -> int:
         """Return what is known of the block at any offset; 0 if there is none."""
@@ -225,6 +248,8 @@ class _Check:
 
     def _check_object(self, offset: int) -> Iterator[Problem]:
         self._known[offset >> 4] |= _DONE
+        self._checked += 1
+        self._pace.at(self._checked - 1)
         code = self._reader.code_of(offset)
         if code < CONTAINER_CODE_MIN:
             yield from self._check_scalar(offset, code)
@@ -367,8 +392,8 @@ def _find_loaded(name: str) -> Any:
     """Return the class of a name if its module is imported already."""
     module, _, path = name.partition(":")
     found: Any = sys.modules.get(module)
-    for part in path.split("."):
-        found = getattr(found, part, None)
+    for step in path.split("."):
+        found = getattr(found, step, None)
     return found if isinstance(found, type) else None
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+from collections.abc import Iterable, Iterator
 from typing import Any, NoReturn
 
 from pmshelve.errors import NoSpaceError, PmshelveError, TransactionError
@@ -27,11 +28,15 @@ from pmshelve.pmemobj.journal import MOVE, OVERFLOW, RANGE, Item, Scan, Tail
 from pmshelve.pmemobj.layout import PAGE
 from pmshelve.pmemobj.memory import runs_of
 from pmshelve.pmemobj.poolstate import POINTER_SIZE, PoolState
-from pmshelve.pmemobj.superblock import CLEAN, ORDERED, Superblock
+from pmshelve.pmemobj.superblock import CLEAN, HOLES, ORDERED, UNSYNCED, Superblock
+from pmshelve.storage import file as disk
 from pmshelve.storage.binary import U64
 from pmshelve.storage.region import drop_pages
 
 __all__ = ["PoolCheckpoints"]
+
+_Run = tuple[int, int]
+"""Offset and size."""
 
 
 class PoolCheckpoints(PoolState):
@@ -54,6 +59,20 @@ class PoolCheckpoints(PoolState):
                 raise TransactionError("a checkpoint within a transaction", self.path)
             self._checkpoint(0, self.memory.size)
 
+    def give_back(self) -> None:
+        """Give the disk blocks of what was freed since the last time back to the file system.
+
+        Between transactions, where `free_runs` is known.  Only what a checkpoint has made free counts,
+        so one is made where it has to be.
+        """
+        with self.lock:
+            if self.memory.recent:
+                self.checkpoint()
+            self._check()
+            if self.free_runs is not None and self.freed:
+                self._file.punch(_common(runs_of(self.freed), self.free_runs()))
+                self.freed.clear()
+
     def _checkpoint_after_commit(self) -> None:
         # The commit is made, whatever becomes of this.  Where there was no space it is tried again
         # after the next one; and if the pool failed, that one will be told.
@@ -68,7 +87,7 @@ class PoolCheckpoints(PoolState):
             file.sync_if_needed()
             file.write_home(memory.bytes, memory.dirty_runs())
             file.sync()
-            self._publish(self._next_block(flags, size))
+            self._publish(self._next_block(flags, size, lax=file.lax))
         except OSError as error:
             file.broken = True  # home may be torn, and whether the journal counts is not known
             self._raise(error, "")
@@ -78,6 +97,8 @@ class PoolCheckpoints(PoolState):
             raise
         self.checkpoint_count += 1
         drop_pages(memory.map, runs_of(memory.dirty | memory.copied))
+        if self.free_runs is not None:
+            self.freed.update(memory.recent)
         memory.dirty.clear()
         memory.copied.clear()
         memory.recent.clear()
@@ -106,11 +127,24 @@ class PoolCheckpoints(PoolState):
         file = self._file
         file.adopt(block)
         file.synced = file.tail
-        self._in_use = not block.flags & CLEAN
+        # Without syncs the pool is in use once the superblock says so: see `_begin_use`.
+        self._in_use = bool(block.flags & UNSYNCED) if self.unsynced else not block.flags & CLEAN
         self._plain = self._plain and self._in_use
         self._extents = False
         self._size = block.file_size
         self._moved.clear()
+
+    def _fill_holes(self) -> None:
+        """Give blocks to what is to be written home: a power cut may have taken what `prepare` gave.
+
+        Raises
+        ------
+        NoSpaceError, StorageError
+            It could not be done, and nothing has changed.
+        """
+        if self._holes:
+            with disk.reporting("the journal could not be emptied", self.path):
+                self._file.reserve(self.memory.dirty_runs())
 
     def _log_moved(self) -> None:
         """Step 1: see the module's text.
@@ -155,7 +189,9 @@ class PoolCheckpoints(PoolState):
         self._size = found.size
         if self.readonly:
             return
-        if found.records or found.torn:
+        if found.records or found.torn or self._file.block.flags & UNSYNCED:
+            self._file.synced = None  # a killed process may have left it unsynced
+            self._fill_holes()
             self._checkpoint(0, self.memory.size)
         elif self._file.end > self.memory.size:
             self._file.cut(self.memory.size)
@@ -168,15 +204,25 @@ class PoolCheckpoints(PoolState):
         is needed in between: whichever of the two reaches the disk alone, the journal is empty.
         """
         file = self._file
-        block = self._next_block(0, self._size)
-        file.write_superblock(block)
+        lax = self.unsynced
+        block = self._next_block(0, self._size, lax=lax)
+        # First, so that `close` makes it a clean one again, whatever comes in between.
         file.adopt(block)
+        file.write_superblock(block)
+        if lax:
+            # Both copies, before anything that is not synced may reach the disk.
+            file.sync()
+            file.sync()
+        file.lax = lax
         self._in_use = True
 
-    def _next_block(self, flags: int, size: int) -> Superblock:
+    def _next_block(self, flags: int, size: int, *, lax: bool) -> Superblock:
         block = self._file.block
+        flags |= ORDERED if self._full else UNSYNCED if lax else 0
+        self._holes = self._holes or self.free_runs is not None
         return block._replace(
-            flags=flags | (ORDERED if self._full else 0),
+            flags=flags | (HOLES if self._holes else 0),
+            boot=self._boot if lax else bytes(16),
             sequence=block.sequence + 1,
             file_size=size,
             start=superblock.new_start(),
@@ -226,6 +272,23 @@ class PoolCheckpoints(PoolState):
         raise NoSpaceError(
             "the journal was full, for want of space to empty it", self.path, hint="try again"
         )
+
+
+def _common(runs: Iterable[_Run], others: Iterable[_Run]) -> Iterator[_Run]:
+    """Yield what is in both of two sequences of runs, each in order."""
+    ahead = iter(others)
+    other, other_stop = 0, 0
+    for start, size in runs:
+        stop = start + size
+        while other_stop < stop:
+            if max(start, other) < other_stop:
+                yield max(start, other), other_stop - max(start, other)
+            found = next(ahead, None)
+            if found is None:
+                return
+            other, other_stop = found[0], found[0] + found[1]
+        if max(start, other) < stop:
+            yield max(start, other), stop - max(start, other)
 
 
 def _merged(moved: dict[int, int]) -> list[tuple[int, int]]:

@@ -31,6 +31,7 @@ from pmshelve.pmemobj.search import find_garbage
 from pmshelve.pmemobj.store import closed
 from pmshelve.pmemobj.survey import Counts, Survey
 from pmshelve.pmemobj.sweep import Sweep
+from pmshelve.storage.progress import Progress, part
 
 if TYPE_CHECKING:
     from pmshelve.pmemobj.store import MemoryManager
@@ -52,19 +53,30 @@ class Collector:
         The pool's.
     debug
         Log a warning for each orphan that is found.
+
+    Attributes
+    ----------
+    has_begun
+        Whether `collect` came to where it changes the pool.
     """
 
     def __init__(self, manager: MemoryManager, debug: bool = False) -> None:
+        self.has_begun = False
         self._manager = manager
         self._debug = debug
 
-    def collect(self, *, repair: bool = False) -> tuple[Counts, Counts]:
+    def collect(
+        self, *, repair: bool = False, progress: Progress | None = None
+    ) -> tuple[Counts, Counts]:
         """Free all that neither the root nor a living Python object leads to.
 
         Parameters
         ----------
         repair
             Also correct counts that are too high; nobody who was given an oid counts on them.
+        progress
+            Called with thousandths of the work, of which looking is 800.  If it raises while that
+            goes on nothing has been changed; later, what was freed by then is.
 
         Returns
         -------
@@ -91,7 +103,9 @@ class Collector:
         manager = self._manager
         with manager.lock:
             manager.identity.recent.clear()
-            survey = Survey(manager)
+            if progress is not None:
+                progress(0, 1000)
+            survey = Survey(manager, progress=part(progress, 0.0, 0.8))
             survey.trace_root()
             kept = [set(filter(survey.is_unreached, which)) for which in self._watched()]
             survey.trace_living()
@@ -99,14 +113,17 @@ class Collector:
             doomed = survey.garbage
             if self._debug:
                 self._report(doomed)
+            self.has_begun = True
             counts["counts-mended"] = self._mend(survey.wrong, repair=repair)
             for which, names in zip(self._watched(), kept, strict=True):
                 which.clear()
                 which.update(names.difference(doomed))
             manager.cleared.clear()
             manager.unowned.clear()
-            Sweep(manager, BATCH).free(doomed)
+            Sweep(manager, BATCH).free(doomed, part(progress, 0.8, 1.0))
             self._free_blocks(survey.lost)
+            if progress is not None:
+                progress(1000, 1000)
             return types, counts
 
     def _watched(self) -> tuple[set[int], set[int]]:

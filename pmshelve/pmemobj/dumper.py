@@ -35,6 +35,7 @@ from pmshelve.pmemobj.persistent.tableblock import extent
 from pmshelve.pmemobj.protocol import Persistent
 from pmshelve.pmemobj.scalars import CODE_PICKLE, CONTAINER_CODE_MIN, pickled
 from pmshelve.pmemobj.typetable import name_of
+from pmshelve.storage.progress import Pace, Progress
 
 if TYPE_CHECKING:
     from pmshelve.pmemobj.protocol import Oid
@@ -54,9 +55,14 @@ class Dumper:
         The pool's, locked.
     target
         The stream.
+    progress
+        Called with the bytes written, and about how many that will be: as many as blocks take.
     """
 
-    def __init__(self, manager: MemoryManager, target: Target) -> None:
+    def __init__(
+        self, manager: MemoryManager, target: Target, *, progress: Progress | None = None
+    ) -> None:
+        self._pace = Pace(progress, 0 if progress is None else manager.heap.used_bytes())
         self._manager = manager
         self._words = manager.words
         self._target = target
@@ -79,6 +85,7 @@ class Dumper:
                 self._write_fills(self._last.pop())
         self._target.put(b"R", self._value(kind, payload))
         self._target.end()
+        self._pace.end()
         return len(self._numbers)
 
     # Definitions --------------------------------------------------------------------------------
@@ -90,6 +97,7 @@ class Dumper:
         open_: set[int] = set()
         while stack:
             offset = stack[-1]
+            self._pace.at(self._target.position)
             if offset in numbers:
                 stack.pop()
                 continue
@@ -202,6 +210,7 @@ class Dumper:
             self._write_fill(offset, [self._value(*oid) for oid in oids])
 
     def _write_fill(self, offset: int, values: list[bytes]) -> None:
+        self._pace.at(self._target.position)
         self._target.put(b"X")
         self._target.numbers(self._numbers[offset], len(values))
         self._target.put(*values)
@@ -261,13 +270,14 @@ class Dumper:
     def _write_array(self, offset: int, number: int) -> None:
         manager, target = self._manager, self._target
         first, size, told, order = self._words[(offset >> 3) + 2 : (offset >> 3) + 6].tolist()
-        shape, dtype = arrayblock._read_description(manager, told)
+        shape, dtype = arrayblock.read_description(manager, told)
         target.put(b"A")
         target.numbers(number, len(dtype))
         target.put(dtype)
         target.numbers(order, len(shape), *shape, size)
         for start in range(first, first + size, _PIECE):
             target.put(manager.map[start : min(start + _PIECE, first + size)])
+            self._pace.at(target.position)
 
     def _write_state(self, offset: int) -> None:
         """Write what an object of a user's own class says about itself."""

@@ -79,6 +79,12 @@ class Target:
         file.write(head + self._crc.to_bytes(4, "little"))
         self._parts: list[bytes] = []
         self._size = 0
+        self._written = 0
+
+    @property
+    def position(self) -> int:
+        """Bytes of records so far."""
+        return self._written + self._size
 
     def put(self, *parts: bytes) -> None:
         """Write bytes of a record."""
@@ -104,6 +110,7 @@ class Target:
             self._file.write(_CHUNK.pack(len(payload), self._crc))
             self._file.write(payload)
         self._parts.clear()
+        self._written += self._size
         self._size = 0
 
     def end(self) -> None:
@@ -205,6 +212,8 @@ class Source:
             )
         self._chunk = b""
         self._at = 0
+        self.taken = len(head)
+        """Bytes of the file that were read."""
 
     def fail(self, problem: str) -> NoReturn:
         """Raise what says that the stream is damaged."""
@@ -246,6 +255,7 @@ class Source:
         self._chunk = self._read(size)
         self._at = 0
         self._crc = crc32(self._chunk, self._crc)
+        self.taken += len(head) + len(self._chunk)
         if len(self._chunk) < size or self._crc != crc:
             self.fail("a chunk's checksum does not agree")
 

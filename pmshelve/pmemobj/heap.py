@@ -55,6 +55,7 @@ __all__ = ["Heap"]
 _FIRST_DATA = SLAB_DATA + 8
 _SIZE_MASK = (1 << TYPE_NUM_SHIFT) - 1
 _ZEROS_MAX = 1 << 20
+_LARGE_PAGES = 16
 
 
 class Heap:
@@ -99,10 +100,10 @@ class Heap:
     )
 
     def __init__(self, memory: Memory, start: int, path: object = None) -> None:
-        self.memory = memory
+        self.memory: Memory = memory
         self._snapshot = memory.snapshot
         self._words = memory.words
-        self.start = start
+        self.start: int = start
         self._base = start >> 3
         self._classes = self._base + ROOT_CLASSES
         self._count_at = self._base + ROOT_PAGE_COUNT
@@ -125,6 +126,15 @@ class Heap:
     @extend.setter
     def extend(self, extend: Callable[[int], None]) -> None:
         self._pages.extend = extend
+
+    @property
+    def prepare(self) -> Callable[[int, int], None]:
+        """Called with offset and size of free pages before they are used; it may raise `NoSpaceError`."""
+        return self._pages.prepare
+
+    @prepare.setter
+    def prepare(self, prepare: Callable[[int, int], None]) -> None:
+        self._pages.prepare = prepare
 
     # Allocating -------------------------------------------------------------------------------
 
@@ -403,6 +413,10 @@ class Heap:
     def problems(self) -> Iterator[tuple[str, int, str]]:
         """Yield (problem, offset, invariant) of all that is wrong with the heap's structure."""
         return heapcheck.problems(self._pages)
+
+    def free_runs(self) -> list[tuple[int, int]]:
+        """Return (offset, size) of the free extents of 64 KiB and more, in order."""
+        return self._pages.free_runs(_LARGE_PAGES)
 
     def page_counts(self) -> dict[str, int]:
         """Return the pages of each kind of extent."""

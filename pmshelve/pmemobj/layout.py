@@ -59,6 +59,7 @@ OID_SIZE = 16
 """An oid in memory: two words, kind and payload."""
 
 OID_NULL = (0, 0)
+"""The oid of nothing at all; None has one of its own."""
 
 KIND_POOL = 0xFF
 """Low byte of the kind word of oids that point into a pool; the other 56 bits are the pool's own."""

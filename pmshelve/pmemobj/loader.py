@@ -26,6 +26,7 @@ from pmshelve.pmemobj.persistent import (
 from pmshelve.pmemobj.persistent.dtypes import restore
 from pmshelve.pmemobj.protocol import Persistent
 from pmshelve.pmemobj.scalars import CODE_PICKLE, CONTAINER_CODE_MIN
+from pmshelve.storage.progress import Pace, Progress
 
 if TYPE_CHECKING:
     from pmshelve.pmemobj.store import MemoryManager
@@ -64,9 +65,21 @@ class Loader:
         The pool's, locked; no transaction is open.
     source
         The stream.
+    size
+        Bytes of it; 0 if that is not known.
+    progress
+        Called with the bytes read, and `size`.
     """
 
-    def __init__(self, manager: MemoryManager, source: Source) -> None:
+    def __init__(
+        self,
+        manager: MemoryManager,
+        source: Source,
+        size: int = 0,
+        *,
+        progress: Progress | None = None,
+    ) -> None:
+        self._pace = Pace(progress, size)
         self._manager = manager
         self._source = source
         self._classes: list[Any] = list(BUILTIN)
@@ -85,6 +98,7 @@ class Loader:
     def run(self) -> int:
         """Read the stream, and set the root; return the number of objects."""
         source, manager = self._source, self._manager
+        self._pace.at(0)
         code = source.take(1)
         while code != b"R":
             with manager.operation:
@@ -95,6 +109,7 @@ class Loader:
                     if step is None:
                         source.fail(f"no record has code {code!r}")
                     self._work += 1
+                    self._pace.at(source.taken)
                     step()
                     code = source.take(1)
         self._set_root()

@@ -25,7 +25,9 @@ from typing import Any
 
 from pmshelve.pmemobj.layout import PAGE
 
-__all__ = ["Changes", "Memory"]
+__all__ = ["FRESH_MIN", "Changes", "Memory"]
+
+FRESH_MIN = 64 << 10
 
 _MOVE_SEARCH_MAX = 64
 """Ranges of a transaction that `move` compares itself with before it gives up being a move."""
@@ -43,14 +45,17 @@ class Changes:
         offset -> size of ranges that held nothing before.
     moves
         Number of moves in `saved`.
+    placed
+        offset -> size of parts of `fresh` whose bytes are in the file already, and not in memory.
     """
 
-    __slots__ = ("fresh", "moves", "saved")
+    __slots__ = ("fresh", "moves", "placed", "saved")
 
     def __init__(self) -> None:
         self.saved: dict[Any, Any] = {}
         self.fresh: dict[int, int] = {}
-        self.moves = 0
+        self.placed: dict[int, int] = {}
+        self.moves: int = 0
 
 
 class Memory:
@@ -73,6 +78,8 @@ class Memory:
         Bytes that may be touched.
     dirty
         Numbers of the pages that differ from the file's since the last checkpoint.
+    fresh_min
+        Bytes from which a range that held nothing is worth being told of by `add_fresh`.
     copied
         Likewise of pages whose content does not matter, but which take memory of their own.
     recent
@@ -86,6 +93,7 @@ class Memory:
         "copied",
         "dirty",
         "doubles",
+        "fresh_min",
         "halves",
         "map",
         "outer",
@@ -96,15 +104,16 @@ class Memory:
     )
 
     def __init__(self, private: mmap.mmap, size: int) -> None:
-        self.map = private
-        self.bytes = memoryview(private)
-        self.words = self.bytes.cast("Q")
-        self.signed = self.bytes.cast("q")
-        self.halves = self.bytes.cast("I")
-        self.doubles = self.bytes.cast("d")
-        self.size = size
+        self.map: mmap.mmap = private
+        self.bytes: memoryview[int] = memoryview(private)
+        self.words: memoryview[int] = self.bytes.cast("Q")
+        self.signed: memoryview[int] = self.bytes.cast("q")
+        self.halves: memoryview[int] = self.bytes.cast("I")
+        self.doubles: memoryview[float] = self.bytes.cast("d")
+        self.size: int = size
         self.changes: Changes | None = None
         self.outer: list[Changes] = []
+        self.fresh_min: int = FRESH_MIN
         self.dirty: set[int] = set()
         self.copied: set[int] = set()
         self.recent: set[int] = set()
@@ -207,6 +216,7 @@ class Memory:
                         tail = saved.setdefault(key + done, old[done:])
                         done += len(tail)
             outer.fresh.update(inner.fresh)
+            outer.placed.update(inner.placed)
         except BaseException:
             if inner.moves:  # bytes may be put back twice, and logged though nothing changed them
                 for key in inner.saved:
@@ -260,28 +270,38 @@ class Memory:
                 start, kept, moved = old
                 memory[source : source + size] = moved
                 memory[start : start + len(kept)] = kept
-                copied.update(_pages(min(target, source), abs(target - source) + size))
+                copied.update(pages_of(min(target, source), abs(target - source) + size))
             else:
                 memory[key : key + len(old)] = old
-                copied.update(_pages(key, len(old)))
+                copied.update(pages_of(key, len(old)))
             del saved[key]  # a signal may let what is left be undone again
         for offset, size in changes.fresh.items():
-            copied.update(_pages(offset, size))
+            copied.update(pages_of(offset, size))
 
     # The state since the last checkpoint --------------------------------------------------------
 
     def note_freed(self, offset: int, size: int) -> None:
         """Take note of whole pages that were freed, see `recent`."""
-        self.recent.update(_pages(offset, size))
+        self.recent.update(pages_of(offset, size))
 
     def is_untouched(self, offset: int, size: int) -> bool:
         """Whether no record since the last checkpoint writes, or may be replayed, into a range."""
-        pages = _pages(offset, size)
+        pages = pages_of(offset, size)
         return self.dirty.isdisjoint(pages) and self.recent.isdisjoint(pages)
 
     def dirty_runs(self) -> Iterator[tuple[int, int]]:
         """Yield (offset, size) of each run of dirty pages, in order."""
         return runs_of(self.dirty)
+
+    def clean_runs(self) -> Iterator[tuple[int, int]]:
+        """Yield (offset, size) of the runs of pages that are as in the file; between transactions."""
+        start = 0
+        for offset, size in runs_of(self.dirty):
+            if offset > start:
+                yield start, offset - start
+            start = offset + size
+        if self.size > start:
+            yield start, self.size - start
 
     # Ending -----------------------------------------------------------------------------------
 
@@ -309,5 +329,6 @@ def runs_of(pages: set[int]) -> Iterator[tuple[int, int]]:
         yield first * PAGE, (last + 1 - first) * PAGE
 
 
-def _pages(offset: int, size: int) -> range:
+def pages_of(offset: int, size: int) -> range:
+    """Return the numbers of the pages that a range touches."""
     return range(offset // PAGE, (offset + size - 1) // PAGE + 1)

@@ -36,7 +36,6 @@ from pmshelve.pmemobj.sizeclass import bin_of
 
 __all__ = ["Pages", "claim"]
 
-_FRESH_MIN = 64 << 10
 _GROWTH_MIN = (1 << 20) // PAGE
 _LOOK_MAX = 16
 """Free extents of one bin that a request compares."""
@@ -45,7 +44,7 @@ _LOOK_MAX = 16
 def claim(memory: Memory, first: int, end: int) -> None:
     """Make a range known before it is stored into, whose pages held nothing until now."""
     low, high = first & -PAGE, (end + PAGE - 1) & -PAGE
-    if high - low >= _FRESH_MIN and memory.is_untouched(low, high - low):
+    if high - low >= memory.fresh_min and memory.is_untouched(low, high - low):
         memory.add_fresh(low, high - low)
     else:
         memory.snapshot(first, end - first)
@@ -58,13 +57,17 @@ class Pages(PageTable):
     ----------
     extend
         Called with the bytes that the whole file needs; it may raise `NoSpaceError`.
+    prepare
+        Called with offset and size of free pages that are about to be taken; it may raise
+        `NoSpaceError`.
     """
 
-    __slots__ = ("extend",)
+    __slots__ = ("extend", "prepare")
 
     def __init__(self, memory: Memory, start: int, path: object = None) -> None:
         super().__init__(memory, start, path)
         self.extend: Callable[[int], None] = _no_growth
+        self.prepare: Callable[[int, int], None] = _nothing
 
     # Taking and giving --------------------------------------------------------------------------
 
@@ -76,6 +79,7 @@ class Pages(PageTable):
         """
         page = self._find(count, look)
         if page:
+            self.prepare(self.start + page * PAGE, count * PAGE)
             self._cut(page, count, word)
         return page
 
@@ -167,6 +171,20 @@ class Pages(PageTable):
             self.damaged(f"the free pages before page {page} do not agree", self.start, "H3")
         return size
 
+    def free_runs(self, count: int) -> list[tuple[int, int]]:
+        """Return (offset, size) in bytes of the free extents of `count` pages and more, in order."""
+        words = self._words
+        links = (words[self._root + ROOT_TABLE] >> 3) + 1
+        runs = []
+        for page in words[self._bins + bin_of(count) : self._bins + BIN_COUNT]:
+            while page:
+                runs.append((self.start + page * PAGE, self._free_size(page) * PAGE))
+                page = words[links + 2 * page] >> 32
+                if len(runs) > self.count():
+                    self.damaged("a list of free pages does not end", self.start, "H3")
+        runs.sort()
+        return runs
+
     # Runs that change their size ----------------------------------------------------------------
 
     def grow_run(self, page: int, count: int, more: int) -> bool:
@@ -182,6 +200,7 @@ class Pages(PageTable):
             free = self._free_size(behind) if self.entry(behind) & 15 == FREE else 0
         if free < more:
             return False
+        self.prepare(self.start + behind * PAGE, more * PAGE)
         self._cut(behind, more)
         self.set(page, RUN | (count + more) << 12)
         return True
@@ -284,7 +303,10 @@ class Pages(PageTable):
         page, pages = (words[at] - self.start) // PAGE, words[at + 1] // ENTRIES
         if page + pages < self.count() or page + pages <= floor:
             return False
-        lower = self.take(pages, TABLE | pages << 12)
+        try:
+            lower = self.take(pages, TABLE | pages << 12)
+        except NoSpaceError:
+            return False
         if not lower:
             return False
         self._copy_table(lower, pages * ENTRIES)
@@ -300,6 +322,10 @@ class Pages(PageTable):
             self._set_count(kept)
             if kept > count - free:
                 self._set_free(count - free, kept - (count - free))
+
+
+def _nothing(*_: int) -> None:
+    return None
 
 
 def _no_growth(size: int) -> None:

@@ -13,7 +13,8 @@ import logging
 import os
 import threading
 import weakref
-from typing import IO, TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import IO, TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 
 from pmshelve.errors import (
     ClosedError,
@@ -33,10 +34,37 @@ from pmshelve.pmemobj.store import MemoryManager, closed
 from pmshelve.pmemobj.transaction import Transaction
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing_extensions import Self, TypedDict, Unpack
 
     from pmshelve.pmemobj.check import PoolStats, Problem
     from pmshelve.pmemobj.memory import Memory
+    from pmshelve.pmemobj.persistent import (
+        PersistentDict,
+        PersistentFrozenSet,
+        PersistentList,
+        PersistentSet,
+        PersistentTuple,
+    )
+    from pmshelve.pmemobj.protocol import Persistable
+    from pmshelve.storage.progress import Progress
+
+    _AnyCollection = (
+        PersistentList[Any]
+        | PersistentDict[Any, Any]
+        | PersistentSet[Any]
+        | PersistentFrozenSet[Any]
+        | PersistentTuple[Any]
+    )
+
+    class _Options(TypedDict, total=False):
+        """Further arguments of `PersistentObjectPool`."""
+
+        durability: Literal["full", "lazy", "none"]
+        max_size: int | None
+        timeout: float | None
+        allow_pickle: bool
+        progress: Progress | None
+
 
 __all__ = ["PersistentObjectPool", "PoolSizeError", "create", "open"]
 
@@ -45,6 +73,10 @@ logger = logging.getLogger("pmshelve.pmemobj")
 _open_pools: weakref.WeakSet[PersistentObjectPool] = weakref.WeakSet()
 
 _Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+
+_Arguments = ParamSpec("_Arguments")
+_New = TypeVar("_New", bound="Persistable")
+_Collection = TypeVar("_Collection", bound="_AnyCollection")
 
 
 class PoolSizeError(StorageError, ValueError):
@@ -58,7 +90,7 @@ def create(
     pool_size: int = MIN_POOL_SIZE,
     mode: int = 0o666,
     debug: bool = False,
-    **options: Any,
+    **options: Unpack[_Options],
 ) -> PersistentObjectPool:
     """Make a pool in a new file; see `PersistentObjectPool`.
 
@@ -70,7 +102,7 @@ def create(
     return PersistentObjectPool(filename, "x", pool_size, mode, debug, **options)
 
 
-def open(filename: _Path, debug: bool = False, **options: Any) -> PersistentObjectPool:
+def open(filename: _Path, debug: bool = False, **options: Unpack[_Options]) -> PersistentObjectPool:
     """Open an existing pool for reading and writing; see `PersistentObjectPool`.
 
     Raises
@@ -105,6 +137,8 @@ class PersistentObjectPool:
     durability
         ``'full'``: a commit is on the disk when it returns.  ``'lazy'``: `sync`, `close` and checkpoints
         see to that; a killed process loses nothing, a power cut the last commits, each as a whole.
+        ``'none'``: only `sync` and `close` do; a killed process loses nothing, but a pool that is in use
+        when the machine stops is refused afterwards (`CorruptionError`).
     max_size
         Bytes the file may grow to; None for as far as address space and disk go.
     timeout
@@ -112,6 +146,9 @@ class PersistentObjectPool:
     allow_pickle
         Let reading a value run the unpickler, and import the class of a stored object, which the file
         names; both can run any code.  Without it such values are refused.
+    progress
+        Called as ``progress(done, total)`` now and then, with thousandths of the work, while garbage is
+        collected after an unclean end.  What it raises leaves the pool closed, and that for next time.
 
     Attributes
     ----------
@@ -120,6 +157,8 @@ class PersistentObjectPool:
     lock
         Held by a running transaction, and by every method while it runs.
     filename, readonly, closed
+    recovered
+        Counts, as `gc` returns them, of the collection that opening made after an unclean end; else {}.
 
     Raises
     ------
@@ -141,26 +180,29 @@ class PersistentObjectPool:
     def __init__(
         self,
         filename: _Path,
-        flag: str = "w",
+        flag: Literal["w", "x", "c", "r"] = "w",
         pool_size: int = MIN_POOL_SIZE,
         mode: int = 0o666,
         debug: bool = False,
         *,
-        durability: str = "full",
+        durability: Literal["full", "lazy", "none"] = "full",
         max_size: int | None = None,
         timeout: float | None = 0.0,
         allow_pickle: bool = True,
+        progress: Progress | None = None,
     ) -> None:
         self._closed = True
         self._collected = False
         self._closing = False
         self._swept = False  # no garbage is left from before
+        self._before_close: Callable[[], None] = _nothing
+        self.recovered: dict[str, int] = {}
         if flag not in {"w", "x", "c", "r"}:
             raise ValueError(f"flag must be one of 'w', 'x', 'c' or 'r', not {flag!r}")
-        if durability not in {"full", "lazy"}:
-            raise ValueError(f"durability must be 'full' or 'lazy', not {durability!r}")
-        self.filename = os.fsdecode(filename)
-        self.readonly = flag == "r"
+        if durability not in {"full", "lazy", "none"}:
+            raise ValueError(f"durability must be 'full', 'lazy' or 'none', not {durability!r}")
+        self.filename: str = os.fsdecode(filename)
+        self.readonly: bool = flag == "r"
         self._debug = debug
         self._pid = os.getpid()
         self._raw = self._open_raw(flag, pool_size, mode, durability, max_size, timeout)
@@ -171,7 +213,7 @@ class PersistentObjectPool:
             self._closed = False
             _open_pools.add(self)
             if not self._raw.was_clean and not self.readonly:
-                self._recover()
+                self._recover(progress)
         except BaseException:
             self._closed = True
             self._raw.close(clean=False)
@@ -207,22 +249,25 @@ class PersistentObjectPool:
     def _wire(self) -> None:
         raw = self._raw
         memory = raw.memory
-        self.lock = threading.RLock()
+        self.lock: threading.RLock = threading.RLock()
         transaction = Transaction(memory, raw.write, self.lock)
         self._transaction = transaction
         raw.transaction = transaction
         heap = Heap(memory, raw.heap_offset, self.filename)
         heap.extend = raw.extend
-        self.mm = MemoryManager(heap, transaction, raw.pool_kind, self.filename)
+        heap.prepare = raw.prepare
+        self.mm: MemoryManager = MemoryManager(heap, transaction, raw.pool_kind, self.filename)
         if self.readonly:
             transaction.refusal = ReadOnlyError(
                 "the pool is open for reading only", self.filename, hint="open it with flag 'w'"
             )
 
-    def _recover(self) -> None:
+    def _recover(self, progress: Progress | None) -> None:
         logger.warning("%s: not closed cleanly; collecting garbage", self.filename)
         try:
-            self.gc()
+            # Without it, for the sake of subclasses whose `gc` knows of none.
+            options: dict[str, Any] = {} if progress is None else {"progress": progress}
+            _, self.recovered = self.gc(**options)
         except ObjectError as error:  # a class is not importable here; nothing was freed
             logger.warning("%s: not collected: %s", self.filename, str(error))
 
@@ -253,13 +298,19 @@ class PersistentObjectPool:
                 if old != OID_NULL:
                     mm.release(*old)
 
+    @overload
+    def new(self, typ: type[_Collection], /) -> _Collection: ...
+    @overload
+    def new(
+        self, typ: Callable[_Arguments, _New], /, *args: _Arguments.args, **kw: _Arguments.kwargs
+    ) -> _New: ...
     def new(self, typ: Any, /, *args: Any, **kw: Any) -> Any:
         """Return a new instance of a class that supports the `Persistent` protocol, in this pool.
 
         Parameters
         ----------
         typ
-            The class.
+            The class; also as ``PersistentList[int]``, for type checkers.
         *args, **kw
             For its constructor.
 
@@ -286,13 +337,18 @@ class PersistentObjectPool:
 
     # Looking after ----------------------------------------------------------------------------
 
-    def gc(self, debug: bool | None = None) -> tuple[dict[str, int], dict[str, int]]:
+    def gc(
+        self, debug: bool | None = None, *, progress: Progress | None = None
+    ) -> tuple[dict[str, int], dict[str, int]]:
         """Free every object that cannot be reached from the root or from a living Python object.
 
         Parameters
         ----------
         debug
             Log each object that is freed; None for what the pool was opened with.
+        progress
+            Called as ``progress(done, total)`` now and then, with thousandths of the work, about.  What
+            it raises ends the work: what was freed by then is, and the rest is left for the next time.
 
         Returns
         -------
@@ -317,22 +373,33 @@ class PersistentObjectPool:
             mm.free_dead()
             collector = Collector(mm, debug=self._debug if debug is None else debug)
             if not (self._closing and self._swept):
-                found = collector.collect(repair=not self._swept)
-                self._swept = True
+                was_swept, self._swept = self._swept, False
+                try:
+                    found = collector.collect(repair=not was_swept, progress=progress)
+                    self._swept = True
+                finally:  # it may be interrupted
+                    self._swept = self._swept or (was_swept and not collector.has_begun)
             if self._closing:  # Python objects keep nothing any more
                 found = collector.collect_suspects()
             self._collected = True
             return found
 
-    def check(self) -> list[Problem]:
+    def check(self, *, progress: Progress | None = None) -> list[Problem]:
         """Return every broken invariant of the pool; empty if it is sound.
 
+        Parameters
+        ----------
+        progress
+            Called as ``progress(done, total)`` now and then, with thousandths of the work, about.
+
+        Notes
+        -----
         With `allow_pickle` off no class is imported, and what objects of users' classes hold is left out.
         """
         with self.lock:
             mm = self._usable()
             imports = mm.types.allow_import
-            return list(checking.problems(mm, self._raw, import_classes=imports))
+            return list(checking.problems(mm, self._raw, import_classes=imports, progress=progress))
 
     def stats(self, *, walk: bool = False) -> PoolStats:
         """Return sizes and counts.
@@ -345,19 +412,37 @@ class PersistentObjectPool:
         with self.lock:
             return checking.stats(self._usable(), self._raw, walk=walk)
 
-    def dump(self, file: IO[bytes]) -> int:
-        """Write everything reachable from the root to a stream that `load` reads; return the objects."""
+    def dump(self, file: IO[bytes], *, progress: Progress | None = None) -> int:
+        """Write everything reachable from the root to a stream that `load` reads; return the objects.
+
+        Parameters
+        ----------
+        file
+            Has `write`; a binary file, a pipe.
+        progress
+            Called as ``progress(done, total)`` now and then, with the bytes written, and about how many
+            that will be.
+        """
         from pmshelve.pmemobj import transfer
 
         with self.lock:
-            return transfer.dump(self._usable(), file)
+            return transfer.dump(self._usable(), file, progress=progress)
 
-    def load(self, file: IO[bytes]) -> int:
-        """Fill this pool, which must be empty, from a stream that `dump` wrote; return the objects."""
+    def load(self, file: IO[bytes], *, progress: Progress | None = None) -> int:
+        """Fill this pool, which must be empty, from a stream that `dump` wrote; return the objects.
+
+        Parameters
+        ----------
+        file
+            Has `read`.
+        progress
+            Called as ``progress(done, total)`` now and then, with thousandths of the work, about; with 0
+            of 0 where the size of `file` is not known.  What it raises leaves the pool empty.
+        """
         from pmshelve.pmemobj import transfer
 
         with self.lock:
-            return transfer.load(self._usable(), file)
+            return transfer.load(self._usable(), file, progress=progress)
 
     def sync(self) -> None:
         """Return when every commit so far is on the disk."""
@@ -394,12 +479,24 @@ class PersistentObjectPool:
             self._transaction.drop_leftovers()
             if self._transaction.depth:
                 raise TransactionError("close called inside of a transaction", self.filename)
+            self._before_close()
             clean, size = False, None
             try:
                 if not self.readonly and self._transaction.refusal is None:
                     clean, size = self._settle()
             finally:
                 self._end(clean=clean, size=size)
+
+    def leave(self) -> None:
+        """Close without collecting garbage if that was cut short: whoever opens it next does.
+
+        As `close` where there is no garbage from before.
+        """
+        with self.lock:
+            if self._closed or self._swept or self.readonly:
+                self.close()
+            else:
+                self._end(clean=False, size=None)
 
     def _settle(self) -> tuple[bool, int | None]:
         """Bring the pool to its clean end; return whether it got there, and the file's size then."""
@@ -449,6 +546,10 @@ class PersistentObjectPool:
     def __repr__(self) -> str:
         state = " closed" if self._closed else " read-only" if self.readonly else ""
         return f"<PersistentObjectPool {self.filename!r}{state}>"
+
+
+def _nothing() -> None:
+    return None
 
 
 def _close_all() -> None:

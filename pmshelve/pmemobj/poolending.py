@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import weakref
 
-from pmshelve.errors import ClosedError, ForkedError
+from pmshelve.errors import ClosedError, ForkedError, TransactionError
 from pmshelve.pmemobj.checkpoint import PoolCheckpoints
 from pmshelve.pmemobj.layout import PAGE
 from pmshelve.pmemobj.memory import Memory
 from pmshelve.pmemobj.poolfile import PoolFile
-from pmshelve.pmemobj.superblock import CLEAN
+from pmshelve.pmemobj.superblock import CLEAN, UNSYNCED
 from pmshelve.storage.binary import align_up
 
 __all__ = ["PoolEnding"]
@@ -39,10 +39,25 @@ class PoolEnding(PoolCheckpoints):
             if self.readonly and not self.closed:
                 return
             self._check()
+            if self._file.lax:
+                self._settle()
+                return
             try:
                 self._file.sync_if_needed()
             except OSError as error:
                 self._raise(error, "")
+
+    def _settle(self) -> None:
+        """Make all that syncs were left out of last; the pool is not in use then (see `_begin_use`)."""
+        if self.memory.changes is not None:
+            raise TransactionError("a pool with durability='none' is synced between transactions")
+        file = self._file
+        file.be_strict()
+        try:
+            self._checkpoint(0, self.memory.size)
+        finally:
+            file.lax = self._in_use = bool(file.block.flags & UNSYNCED)
+            self._plain = self._plain and self._in_use
 
     def close(self, *, clean: bool = True, size: int | None = None) -> None:
         """Make a last checkpoint and close the file.  Twice is fine.
@@ -84,8 +99,11 @@ class PoolEnding(PoolCheckpoints):
                 _pools.discard(self)
 
     def _close_file(self, flags: int, size: int) -> None:
+        if self._file.is_gone():
+            return  # nobody will open it again
         block = self._file.block
         unfinished = self._in_use or flags != block.flags & CLEAN
+        self._file.be_strict()
         if unfinished or size < block.file_size or self.max_size != block.max_size:
             self._checkpoint(flags, size)
 

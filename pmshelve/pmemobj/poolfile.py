@@ -14,10 +14,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pmshelve.errors import CorruptionError, NotAStoreError, StorageError
-from pmshelve.pmemobj import journal
+from pmshelve.pmemobj import journal, superblock
 from pmshelve.pmemobj.journal import HEADER, Scan, Tail
 from pmshelve.pmemobj.layout import JOURNAL_OFFSET, PAGE
-from pmshelve.pmemobj.superblock import CLEAN, COPY_OFFSETS, ORDERED, Superblock, encode, read
+from pmshelve.pmemobj.superblock import CLEAN, COPY_OFFSETS, ORDERED, UNSYNCED, Superblock
 from pmshelve.storage import file as disk
 from pmshelve.storage.binary import align_up
 from pmshelve.storage.lock import EXCLUSIVE, SHARED, FileLock
@@ -26,6 +26,7 @@ from pmshelve.storage.region import map_region
 __all__ = ["PoolFile"]
 
 _WRITE_SIZE = 1 << 23
+_PUNCH_SIZE_MIN = 1 << 16
 _CLOEXEC = getattr(os, "O_CLOEXEC", 0)
 _STORES_REACH_FILE = sys.platform == "linux"
 """Whether a sync of the file is known to cover stores into a shared map of it."""
@@ -50,6 +51,8 @@ class PoolFile:
         Bytes the file has, extents included.
     broken
         Whether a sync failed.
+    lax
+        Whether syncs are left out: the superblock on the disk says that the pool is unsynced (S9).
     """
 
     __slots__ = (
@@ -58,10 +61,12 @@ class PoolFile:
         "_fd",
         "_finalizer",
         "_lock",
+        "_unlocked",
         "base",
         "block",
         "broken",
         "end",
+        "lax",
         "map",
         "path",
         "readonly",
@@ -74,6 +79,7 @@ class PoolFile:
         self._finalizer = weakref.finalize(self, _close, fd)
         self._finalizer.atexit = False  # a pool that is open at exit is closed by then, or left
         self._lock = FileLock(fd, path, 0.0)
+        self._unlocked: Any = None
         self.map: Any = None
         self._backup = b""
         self.base = JOURNAL_OFFSET
@@ -84,6 +90,7 @@ class PoolFile:
         self.path = path
         self.readonly = readonly
         self.broken = False
+        self.lax = False
 
     @classmethod
     def open(cls, path: str, flags: int, mode: int = 0o666) -> PoolFile:
@@ -114,6 +121,8 @@ class PoolFile:
             # A map that lives on shares the lock with a descriptor of its own.
             with contextlib.suppress(OSError):
                 self._lock.unpin()
+        if self._unlocked is not None:
+            self._unlocked()
         self._finalizer()
 
     # Reading ----------------------------------------------------------------------------------
@@ -130,7 +139,16 @@ class PoolFile:
             raise NotAStoreError("not a regular file, so it cannot be a pool", self.path)
         self.end = disk.size_of(self._fd)
         head = disk.read_at(self._fd, JOURNAL_OFFSET + HEADER, 0)
-        block = self.block = read(head[:JOURNAL_OFFSET], self.end, self.path)
+        block = self.block = superblock.read(head[:JOURNAL_OFFSET], self.end, self.path)
+        if block.flags & UNSYNCED and block.boot != disk.boot_id():
+            raise CorruptionError(
+                "the machine was stopped while the pool was open with durability='none', so what is "
+                "in it cannot be relied on",
+                self.path,
+                hint="delete the file and begin anew",
+                offset=0,
+                invariant="S9",
+            )
         tail = self.tail = self.synced = journal.first_tail(block.start)
         content = b""
         in_use = block.flags & ORDERED and not block.flags & CLEAN
@@ -156,14 +174,21 @@ class PoolFile:
 
     def map_private(self, size: int, reserve: int) -> Any:
         """Return a private map, over a descriptor of its own: forks inherit it without the lock."""
-        flags = os.O_RDONLY if self.readonly else os.O_RDWR
-        fd = disk.system.open(self.path, flags | _CLOEXEC)
+        fd = self._reopen(os.O_RDONLY if self.readonly else os.O_RDWR)
         try:
-            if not disk.is_named(fd, self.path) or not disk.is_named(self._fd, self.path):
-                raise StorageError("the file was replaced while it was opened", self.path)
             return map_region(fd, size, reserve, self.end)
         finally:
             disk.system.close(fd)
+
+    def _reopen(self, flags: int) -> int:
+        fd = disk.system.open(self.path, flags | _CLOEXEC)
+        try:
+            if disk.is_named(fd, self.path) and disk.is_named(self._fd, self.path):
+                return fd
+            raise StorageError("the file was replaced while it was opened", self.path)
+        except BaseException:
+            disk.system.close(fd)
+            raise
 
     def map_journal(self) -> None:
         """Let records be stored through a shared map: a tenth of the cost of a call."""
@@ -179,9 +204,7 @@ class PoolFile:
         The journal's are written too: overwriting them costs no change of the file's metadata later.
         """
         self.grow(block.file_size)
-        zeros = bytes(min(block.journal_size, _WRITE_SIZE))
-        for offset in range(block.journal_offset, block.heap_offset, len(zeros)):
-            disk.write_at(self._fd, zeros[: block.heap_offset - offset], offset)
+        disk.write_zeros(self._fd, block.journal_offset, block.journal_size)
         self.adopt(block)
         self.write_superblock(block)
         self.sync()
@@ -223,12 +246,13 @@ class PoolFile:
         self.store(bytes(HEADER))
 
     def sync(self) -> None:
-        """Return when all that was written is on the disk."""
-        try:
-            disk.datasync(self._fd)
-        except OSError:
-            self.broken = True
-            raise
+        """Return when all that was written is on the disk; at once, if syncs are left out."""
+        if not self.lax:
+            try:
+                disk.datasync(self._fd)
+            except OSError:
+                self.broken = True
+                raise
         self.synced = self.tail
         if self._backup:
             self._back_up()
@@ -241,7 +265,7 @@ class PoolFile:
     def write_superblock(self, block: Superblock) -> None:
         """Write copy 0; what it says counts once it is on the disk."""
         self.synced = None
-        self._backup = data = encode(block)
+        self._backup = data = superblock.encode(block)
         disk.write_at(self._fd, data, COPY_OFFSETS[0])
 
     def adopt(self, block: Superblock) -> None:
@@ -265,6 +289,69 @@ class PoolFile:
             for start in range(offset, stop, _WRITE_SIZE):
                 chunk = content[start : min(start + _WRITE_SIZE, stop)]
                 disk.write_at(self._fd, chunk, start)
+
+    def write_through(self, buffers: Sequence[Any], offset: int) -> None:
+        """Write buffers, one behind the other, to their home."""
+        self.synced = None
+        disk.writev_at(self._fd, buffers, offset)
+
+    def be_strict(self) -> None:
+        """Leave no sync out from now on; none of those left out before counts."""
+        if self.lax:
+            self.lax = False
+            self.synced = None
+
+    def reserve(self, runs: Iterable[tuple[int, int]]) -> None:
+        """Make sure that ranges of the file have blocks, where blocks can be given back."""
+        for offset, size in runs:
+            disk.refill(self._fd, offset, size)
+
+    def fill(self, runs: Iterable[tuple[int, int]]) -> None:
+        """Make sure that ranges which mean nothing have blocks, or are promised some: write zeros.
+
+        `reserve` would have them allocated at once, which costs more to give back later than all else.
+        """
+        for offset, size in runs:
+            disk.write_zeros(self._fd, offset, size)
+
+    def punch(self, runs: Iterable[tuple[int, int]]) -> None:
+        """Give back the blocks of ranges of whole pages, where the system can."""
+        for offset, size in runs:
+            if size < _PUNCH_SIZE_MIN:
+                continue
+            with contextlib.suppress(OSError):
+                shared = disk.map_file(self._fd, size, writable=True, offset=offset)
+                try:
+                    disk.discard(shared, 0, size)
+                finally:
+                    shared.close()
+
+    def is_gone(self) -> bool:
+        """Whether the file has no name any more."""
+        return disk.link_count(self._fd) == 0
+
+    def is_named(self) -> bool:
+        """Whether the file has the name that it was opened by."""
+        return disk.is_named(self._fd, self.path) is True
+
+    def window(self, offset: int, size: int) -> Any:
+        """Return a private map of a range of the file that begins with a page.
+
+        Raises
+        ------
+        OSError
+            There can be none; also where the file has not its name any more.
+        """
+        return disk.map_private(self._descriptor(), size, offset)
+
+    def _descriptor(self) -> int:
+        """Return a descriptor for maps that others keep: a fork's child must not inherit the lock."""
+        if not disk.MAPS_HOLD_DESCRIPTORS:
+            return self._fd
+        if self._unlocked is None:
+            self._unlocked = weakref.finalize(self, _close, self._reopen(os.O_RDONLY))
+            self._unlocked.atexit = False
+        return int(self._unlocked.peek()[2][0])
 
     def write_extent(self, buffers: Sequence[Any], size: int) -> int:
         """Write a record behind all that the file holds; return its offset.

@@ -20,8 +20,9 @@ from typing import Any, NoReturn
 from pmshelve.errors import NoSpaceError, PmshelveError, ReadOnlyError, StoreFailedError
 from pmshelve.pmemobj.journal import HEADER, Tail
 from pmshelve.pmemobj.layout import PAGE
-from pmshelve.pmemobj.memory import Memory
+from pmshelve.pmemobj.memory import Memory, pages_of, runs_of
 from pmshelve.pmemobj.poolfile import PoolFile
+from pmshelve.pmemobj.superblock import HOLES
 from pmshelve.pmemobj.transaction import Transaction
 from pmshelve.storage import file as disk
 from pmshelve.storage.binary import align_up
@@ -29,6 +30,8 @@ from pmshelve.storage.region import address_of
 
 __all__ = ["POINTER_SIZE", "PoolState"]
 
+_FRESH_UNSYNCED_MIN = 16 << 10
+"""Bytes from which it costs less to write a fresh range home at once, if it needs no sync."""
 POINTER_SIZE = HEADER + 16 + 8
 """Bytes of a record that points to an extent.  Room for two of them is kept free in the journal: one
 for a commit, one for step 1 of the checkpoint that follows."""
@@ -59,6 +62,15 @@ class PoolState(ABC):
         self.durability = durability
         self._file = file
         self._full = durability == "full"
+        # No sync is needed where a power cut can be noticed.
+        self._boot = disk.boot_id()
+        self.unsynced = durability == "none" and any(self._boot)
+        if self.unsynced:
+            memory.fresh_min = _FRESH_UNSYNCED_MIN
+        self._holes = bool(block.flags & HOLES)
+        self.free_runs: Callable[[], list[tuple[int, int]]] | None = None
+        self.freed: set[int] = set()
+        self.leading = False
         # Whether an ordinary record is all that a commit needs: the superblock says already that
         # the pool is in use, and the journal or it what the file's size is.
         self._plain = False
@@ -93,6 +105,10 @@ class PoolState(ABC):
     def address(self) -> int:
         """Address of the file's first byte in this process."""
         return address_of(self.memory.map)
+
+    def is_current(self) -> bool:
+        """Whether the file has the pool's name still."""
+        return self._file.is_named()
 
     @abstractmethod
     def write(self) -> None:
@@ -203,6 +219,30 @@ class PoolState(ABC):
             file.grow(size)
         memory.size = size
         self._plain = False
+
+    def prepare(self, start: int, size: int) -> None:
+        """Give blocks to free pages that are about to be used, where they may have lost theirs.
+
+        While `leading` is set, only to the first of pages that `RawPool.place` can write.
+
+        Raises
+        ------
+        NoSpaceError, StorageError
+            It could not be done.
+
+        Notes
+        -----
+        Else the next checkpoint might find no room for them.  And where a page of the file is a page of
+        memory (tmpfs), touching one that cannot be had is a SIGBUS.
+        """
+        if self._holes:
+            memory = self.memory
+            if self.leading and memory.is_untouched(start, size):
+                size = PAGE
+            # What was in use since the last checkpoint has its blocks, and its bytes may count still.
+            pages = set(pages_of(start, size)).difference(memory.dirty, memory.recent)
+            with disk.reporting("the transaction could not be written", self.path):
+                self._file.fill(runs_of(pages))
 
     def trim(self, trim: Callable[[int], int], operation: Any) -> int:
         """Let the heap give back what is free at its end; return the bytes of file that it needs.

@@ -12,15 +12,24 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from pmshelve.pmemobj.store import MemoryManager
 
-__all__ = ["Oid", "Persistent"]
+__all__ = ["Oid", "Persistable", "Persistent"]
 
 Oid = tuple[int, int]
 """Names what is stored: (kind, payload).  See `pmshelve.pmemobj.oid`."""
+
+
+class Persistable(Protocol):
+    """What `Persistent` asks of a class, for type checkers: it need not be subclassed."""
+
+    def _p_new(self, manager: MemoryManager, /) -> Any: ...
+    def _p_resurrect(self, manager: MemoryManager, oid: Oid, /) -> Any: ...
+    def _p_traverse(self) -> Iterable[Oid]: ...
+    def _p_substructures(self) -> Iterable[Oid]: ...
 
 
 class Persistent(ABC):

@@ -19,7 +19,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from pmshelve.errors import TransactionError
 from pmshelve.pmemobj import journal, superblock
@@ -31,6 +32,7 @@ from pmshelve.pmemobj.poolfile import PoolFile
 from pmshelve.pmemobj.superblock import CLEAN
 from pmshelve.storage import file as disk
 from pmshelve.storage.binary import align_up
+from pmshelve.storage.file import forget
 from pmshelve.storage.region import RESERVE_MAX, drop_inner_pages
 
 __all__ = ["RawPool", "create", "open"]
@@ -129,7 +131,7 @@ class RawPool(PoolEnding):
                 self._begin_use()
             if direct:
                 # Before the record that gives them a meaning, and never in the journal.
-                file.write_home(memory.bytes, direct)
+                file.write_home(memory.bytes, _without(direct, _unchanged(changes)))
                 file.sync()
             buffers, tail = journal.encode(items, file.tail)
             if tail[0] > self._room:
@@ -152,11 +154,45 @@ class RawPool(PoolEnding):
         """Return which fresh ranges may be written home at once, and which are to be logged."""
         everything = sorted(fresh.items())
         total = sum(fresh.values())
-        if total < DIRECT_SIZE_MIN and total < self.journal_size // 8:
+        if not self.unsynced and total < DIRECT_SIZE_MIN and total < self.journal_size // 8:
             return [], everything
         untouched = self.memory.is_untouched
         direct = {run for run in everything if untouched(*run)}
         return sorted(direct), [run for run in everything if run not in direct]
+
+    def place(self, start: int, buffers: Sequence[Any], size: int) -> bool:
+        """Write what a fresh range is to hold into the file, past memory; False: store it instead.
+
+        Parameters
+        ----------
+        start
+            A page's offset, within a range that `Memory.add_fresh` was told of in this transaction.
+        buffers
+            Of bytes; so many that whole pages are filled, save the last.
+        size
+            Their bytes.
+
+        Raises
+        ------
+        NoSpaceError, StorageError
+            Nothing has changed: the range still holds nothing.
+        """
+        memory = self.memory
+        self._check()
+        if not self.places(size) or not forget(memory.map, start, align_up(size, PAGE)):
+            return False
+        with disk.reporting("the transaction could not be written", self.path):
+            self._file.write_through(buffers, start)
+        memory.changes.placed[start] = align_up(size, PAGE)  # type: ignore[union-attr]
+        return True
+
+    def places(self, size: int) -> bool:
+        """Whether a fresh range of this size goes to the file at once, and never to the journal."""
+        return self.unsynced or size >= DIRECT_SIZE_MIN
+
+    def window(self, start: int, size: int) -> Any:
+        """Return a private map of a range of the file, which sees no later stores into memory."""
+        return self._file.window(start, size)
 
     def _limit(self, size: int) -> None:
         if size > self.change_size_max:
@@ -165,6 +201,28 @@ class RawPool(PoolEnding):
                 self.path,
                 hint="nothing was changed; make several transactions of it",
             )
+
+
+def _unchanged(changes: Changes) -> dict[int, int]:
+    """Return the ranges of `placed` into which nothing was stored since."""
+    if not changes.placed:
+        return changes.placed
+    stored = [
+        (key, key + len(old)) if key.__class__ is int else (key[0], key[0] + key[2])
+        for key, old in changes.saved.items()
+    ]
+    return {
+        start: size
+        for start, size in changes.placed.items()
+        if not any(first < start + size and start < stop for first, stop in stored)
+    }
+
+
+def _without(runs: list[_Run], placed: dict[int, int]) -> Iterator[_Run]:
+    """Yield what of runs is not among the ranges of `placed`, each of which ends where a run does."""
+    ends = {start + size: start for start, size in placed.items()}
+    for start, size in runs:
+        yield start, ends.get(start + size, start + size) - start
 
 
 # Opening --------------------------------------------------------------------------------------
@@ -225,6 +283,7 @@ def create(
                 with pool.transaction:
                     pages = (block.file_size - block.heap_offset) // PAGE
                     format(pool.memory, block.heap_offset, pages)
+            file.be_strict()
             pool._checkpoint(CLEAN, block.file_size)
             named = file.name(name)
         if not named:
@@ -244,8 +303,8 @@ def _exists(path: str | os.PathLike[str]) -> FileExistsError:
 
 
 def _check_durability(durability: str) -> None:
-    if durability not in ("full", "lazy"):
-        raise ValueError(f"durability must be 'full' or 'lazy', not {durability!r}")
+    if durability not in ("full", "lazy", "none"):
+        raise ValueError(f"durability must be 'full', 'lazy' or 'none', not {durability!r}")
 
 
 def open(
@@ -264,7 +323,8 @@ def open(
         Nothing is written, and others may read too.
     durability
         "full": a transaction is on the disk when it has been committed.  "lazy": a power cut may
-        take the last ones.
+        take the last ones.  "none": nothing is synced but by `sync` and `close`; after a power cut
+        before these the pool is refused.
     max_size
         Bytes that the pool may grow to; None: as before.
     timeout

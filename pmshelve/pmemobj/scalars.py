@@ -108,7 +108,7 @@ class Scalars:
     """
 
     def __init__(self, heap: Heap) -> None:
-        self.allow_pickle = True
+        self.allow_pickle: bool = True
         self._heap = heap
         self._nominated: set[type] = set()
         self.storers: dict[type, Callable[[Any], int]] = {

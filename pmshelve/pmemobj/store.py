@@ -56,8 +56,11 @@ from pmshelve.pmemobj.scalars import CONTAINER_CODE_MIN, Scalars
 from pmshelve.pmemobj.typetable import TypeTable
 
 if TYPE_CHECKING:
+    import mmap
+
     from pmshelve.pmemobj.heap import Heap
-    from pmshelve.pmemobj.transaction import Transaction
+    from pmshelve.pmemobj.memory import Memory
+    from pmshelve.pmemobj.transaction import Operation, Transaction
 
 __all__ = ["MemoryManager"]
 
@@ -92,17 +95,17 @@ class MemoryManager:
         self, heap: Heap, transaction: Transaction, pool_kind: int, path: object = None
     ) -> None:
         memory = heap.memory
-        self.heap = heap
-        self.memory = memory
-        self.words = memory.words
-        self.signed = memory.signed
-        self.doubles = memory.doubles
-        self.map = memory.map
-        self.pool_kind = pool_kind
-        self.path = path
+        self.heap: Heap = heap
+        self.memory: Memory = memory
+        self.words: memoryview[int] = memory.words
+        self.signed: memoryview[int] = memory.signed
+        self.doubles: memoryview[float] = memory.doubles
+        self.map: mmap.mmap = memory.map
+        self.pool_kind: int = pool_kind
+        self.path: object = path
         self.lock: threading.RLock = transaction.lock
-        self.operation = transaction.operation
-        self.identity = Identity()
+        self.operation: Operation = transaction.operation
+        self.identity: Identity = Identity()
         self.values: dict[int, Any] = {}
         # Offsets of new objects; (offset, object) where one stood for what was freed or moved.
         self.born: list[Any] = []
@@ -113,8 +116,9 @@ class MemoryManager:
         self._unowned_max = _UNOWNED_MAX
         self.loaders: list[Callable[[int, int], Any]] = list(DECODERS)
         self.loaders[KIND_POOL] = self.load
-        self.scalars = Scalars(heap)
-        self.types = TypeTable(heap)
+        self._unstarted: list[tuple[Any, int]] | None = None
+        self.scalars: Scalars = Scalars(heap)
+        self.types: TypeTable = TypeTable(heap)
         self._transaction = transaction
         transaction.mark = self.born.__len__
         transaction.after_rollback = self._after_rollback
@@ -523,6 +527,8 @@ class MemoryManager:
         TypeError
             `typ` is no such class, or cannot be found again by name (it was defined in a function).
         """
+        if not issubclass(type(typ), type):  # PersistentList[int], say
+            typ = getattr(typ, "__origin__", typ)
         if not (isinstance(typ, type) and issubclass(typ, Persistent)):
             raise UnsupportedTypeError(
                 f"{typ!r} does not support the Persistent protocol",
@@ -647,7 +653,37 @@ class MemoryManager:
             self._start(thing, payload)
         return thing
 
+    def load_many(self, kinds: list[int], payloads: list[int]) -> list[Any]:
+        """Return the values of many oids; for collections, with the lock held.
+
+        Objects' own `_v__init__` run when all are loaded: one that removes an object further on finds
+        it held.
+        """
+        loaders = self.loaders
+        loaded: list[tuple[Any, int]] = []
+        started = 0
+        outer, self._unstarted = self._unstarted, loaded
+        try:
+            try:
+                values = [
+                    loaders[kind & 0xFF](kind, payload)
+                    for kind, payload in zip(kinds, payloads, strict=True)
+                ]
+            finally:
+                self._unstarted = outer
+            for thing, _ in loaded:
+                thing._v__init__()
+                started += 1
+        except BaseException:
+            for _, offset in loaded[started:]:  # half made: the next one who reads them tries again
+                self.identity.forget(offset)
+            raise
+        return values
+
     def _start(self, thing: Any, offset: int) -> None:
+        if self._unstarted is not None:
+            self._unstarted.append((thing, offset))
+            return
         try:
             thing._v__init__()
         except BaseException:

@@ -3,7 +3,8 @@
     offset  size  field
          0     8  magic          b"PMSHPOOL"
          8     4  version        1
-        12     4  flags          bit 0 clean: closed in order; bit 1 ordered: see J6
+        12     4  flags          bit 0 clean: closed in order; bit 1 ordered: see J6; bit 2 unsynced:
+                                 see S9; bit 3 holes: free pages may have no blocks
         16     8  sequence       one more than that of the superblock before
         24    16  uuid
         40     8  pool id        kind word of the pool's oids: 56 random bits << 8 | 0xFF
@@ -14,7 +15,8 @@
         80     8  heap offset
         88     8  pool size      as created
         96     8  max size       0: none
-       104   404  zeros
+       104    16  boot           of an unsynced pool: the boot of the system it counts in; else zeros
+       120   388  zeros
        508     4  crc            CRC-32 of the 508 bytes before
 
 Little-endian.  Copy 0 at offset 0, copy 1 at 4096.  Copy 0 is written first, copy 1 once copy 0 is
@@ -40,8 +42,10 @@ COPY_OFFSETS = (0, PAGE)
 
 CLEAN = 1
 ORDERED = 2
+UNSYNCED = 4
+HOLES = 8
 
-_FIELDS = struct.Struct("<8sIIQ16s8Q404x")
+_FIELDS = struct.Struct("<8sIIQ16s8Q16s388x")
 assert _FIELDS.size == SIZE - 4
 _HINT = "the file was left as it is; restore it from a copy"
 
@@ -60,6 +64,7 @@ class Superblock(NamedTuple):
     heap_offset: int
     pool_size: int
     max_size: int
+    boot: bytes = bytes(16)
 
 
 def random_bytes(size: int) -> bytes:

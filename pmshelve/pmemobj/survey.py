@@ -20,6 +20,7 @@ from pmshelve.pmemobj.layout import (
 from pmshelve.pmemobj.reader import Reader, damaged, root_offset
 from pmshelve.pmemobj.scalars import CONTAINER_CODE_MIN
 from pmshelve.pmemobj.typetable import OWN_TYPE_NUMS
+from pmshelve.storage.progress import Pace, Progress, part
 from pmshelve.storage.region import scratch
 
 if TYPE_CHECKING:
@@ -36,6 +37,13 @@ Counts = dict[str, int]
 class Survey:
     """Every object of a pool, and how often each is held.
 
+    Parameters
+    ----------
+    manager
+        The pool's.
+    progress
+        Called with thousandths of what making this and `trace_root` cost.
+
     Attributes
     ----------
     garbage
@@ -46,7 +54,8 @@ class Survey:
         Offset -> references found, where the stored count is another.
     """
 
-    def __init__(self, manager: MemoryManager) -> None:
+    def __init__(self, manager: MemoryManager, *, progress: Progress | None = None) -> None:
+        self._progress = progress
         self._manager = manager
         self._reader = Reader(manager)
         self._refs = scratch(manager.memory.size // 4 & ~3).cast("I")
@@ -55,12 +64,17 @@ class Survey:
         self.garbage: list[int] = []
         self.lost: list[int] = []
         self.wrong: dict[int, int] = {}
+        self._done = 0
+        self._pace = Pace(None, 0)
         self._list_blocks()
 
     def _list_blocks(self) -> None:
         refs = self._refs
         add_object, add_structure = self._objects.append, self._structures.append
-        for offset, size, type_num in self._manager.heap.blocks():
+        blocks = self._manager.heap.blocks()
+        if self._progress is not None:
+            blocks = self._followed(blocks, self._progress)
+        for offset, size, type_num in blocks:
             if type_num == POBJECT_TYPE_NUM:
                 if size < OBJECT_HEADER:
                     self.lost.append(offset)  # no room for a count, so nobody holds it
@@ -69,6 +83,15 @@ class Survey:
                 add_object(offset)
             elif type_num in OWN_TYPE_NUMS:
                 add_structure(offset)
+
+    def _followed(
+        self, blocks: Iterator[tuple[int, int, int]], progress: Progress
+    ) -> Iterator[tuple[int, int, int]]:
+        pace = Pace(part(progress, 0.0, 0.3), self._manager.memory.size)
+        for block in blocks:
+            pace.at(block[0])
+            yield block
+        self._pace = Pace(part(progress, 0.3, 1.0), len(self._objects))
 
     def is_unreached(self, offset: int) -> bool:
         """Whether there is an object, and nothing led to it so far."""
@@ -101,8 +124,12 @@ class Survey:
         reader, refs = self._reader, self._refs
         words = reader.words
         functions: dict[int, Any] = {}
+        followed = self._progress is not None
         while waiting:
             offset = waiting.pop()
+            if followed:
+                self._done += 1
+                self._pace.at(self._done)
             code = words[offset >> 3] >> TYPE_CODE_SHIFT
             if code < CONTAINER_CODE_MIN:
                 continue

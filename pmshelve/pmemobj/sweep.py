@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from pmshelve.pmemobj.layout import REFCOUNT_MASK, TYPE_CODE_SHIFT
 from pmshelve.pmemobj.scalars import CONTAINER_CODE_MIN
+from pmshelve.storage.progress import Pace, Progress
 
 if TYPE_CHECKING:
     from pmshelve.pmemobj.store import MemoryManager
@@ -37,11 +38,19 @@ class Sweep:
         self._shells: set[int] = set()
         self._ready: list[int] = []
 
-    def free(self, doomed: list[int]) -> None:
-        """Free objects, the last first."""
+    def free(self, doomed: list[int], progress: Progress | None = None) -> None:
+        """Free objects, the last first.
+
+        Parameters
+        ----------
+        progress
+            Called between transactions with the objects freed, and how many were named.
+        """
         doomed = doomed.copy()
+        pace = Pace(progress, len(doomed))
         self._left.update(doomed)
         while doomed or self._ready:
+            pace.at(pace.total - len(doomed))
             with self._manager.operation:
                 work = 0
                 while (doomed or self._ready) and work < self._batch:

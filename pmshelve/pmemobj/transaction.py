@@ -99,8 +99,8 @@ class Transaction:
     def __init__(
         self, memory: Memory, write: Callable[[], None], lock: threading.RLock | None = None
     ) -> None:
-        self.memory = memory
-        self.lock = lock or threading.RLock()
+        self.memory: Memory = memory
+        self.lock: threading.RLock = lock or threading.RLock()
         self._acquire = self.lock.acquire
         self._release = self.lock.release
         self._write = write
@@ -108,9 +108,9 @@ class Transaction:
         self._begun: list[int] = []  # depths that `begin` opened
         self._entered: list[tuple[FrameType, int]] = []  # who opened a ``with``, and its depth
         self._marks: list[int] = []  # one for each operation inside of a transaction
-        self.depth = 0
+        self.depth: int = 0
         self.opener: FrameType | None = None
-        self.operation = Operation(self)
+        self.operation: Operation = Operation(self)
         self.before_commit: Callable[[], None] = _nothing
         self.after_commit: Callable[[], None] = _nothing
         self.after_rollback: Callable[[int], None] = _nothing

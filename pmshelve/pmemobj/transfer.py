@@ -12,6 +12,7 @@ Neither side recurses.  What each does is in `dumper` and `loader`.
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from typing import IO, TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from pmshelve.pmemobj.dumper import Dumper
 from pmshelve.pmemobj.dumpstream import Source, Target
 from pmshelve.pmemobj.layout import OID_NULL
 from pmshelve.pmemobj.loader import Loader
+from pmshelve.storage.progress import Progress, part
 
 if TYPE_CHECKING:
     from pmshelve.pmemobj.store import MemoryManager
@@ -29,13 +31,15 @@ if TYPE_CHECKING:
 __all__ = ["BATCH", "dump", "load"]
 
 
-def dump(manager: MemoryManager, file: IO[bytes]) -> int:
+def dump(manager: MemoryManager, file: IO[bytes], *, progress: Progress | None = None) -> int:
     """Write everything that the root leads to; return the number of objects.
 
     Parameters
     ----------
     file
         Has `write`; a binary file, a pipe.
+    progress
+        Called with the bytes written, and about how many that will be.
 
     Raises
     ------
@@ -51,10 +55,16 @@ def dump(manager: MemoryManager, file: IO[bytes]) -> int:
     `_p_load`, called on an object just made with `_p_new`, is given a list of the same.
     """
     with manager.lock:
-        return Dumper(manager, Target(file)).run()
+        return Dumper(manager, Target(file), progress=progress).run()
 
 
-def load(manager: MemoryManager, file: IO[bytes], *, replace: bool = False) -> int:
+def load(
+    manager: MemoryManager,
+    file: IO[bytes],
+    *,
+    replace: bool = False,
+    progress: Progress | None = None,
+) -> int:
     """Build what `dump` wrote, and make it the root; return the number of objects.
 
     Parameters
@@ -63,6 +73,9 @@ def load(manager: MemoryManager, file: IO[bytes], *, replace: bool = False) -> i
         Has `read`.
     replace
         Also if the pool has a root: the new one takes its place.
+    progress
+        Called with thousandths of the work, about; with 0 of 0 where `file` cannot be sought in, so
+        that its size is not known.
 
     Raises
     ------
@@ -85,7 +98,9 @@ def load(manager: MemoryManager, file: IO[bytes], *, replace: bool = False) -> i
             )
         if manager.transaction().depth:
             raise TransactionError("load called inside of a transaction", manager.path)
-        loading = Loader(manager, Source(file))
+        size = 0 if progress is None else _size_left(file)
+        reading = part(progress, 0.0, 0.9) if size else progress
+        loading = Loader(manager, Source(file), size, progress=reading)
         try:
             count = loading.run()
         except BaseException:
@@ -93,5 +108,18 @@ def load(manager: MemoryManager, file: IO[bytes], *, replace: bool = False) -> i
                 loading.let_go()
             raise
         loading.let_go()
-        Collector(manager).collect()
+        Collector(manager).collect(progress=part(progress, 0.9, 1.0))
         return count
+
+
+def _size_left(file: IO[bytes]) -> int:
+    """Return the bytes from a file's position on; 0 if that cannot be told."""
+    try:
+        if not file.seekable():
+            return 0
+        position = file.tell()
+        end = file.seek(0, os.SEEK_END)
+        file.seek(position)
+    except (AttributeError, OSError, ValueError):
+        return 0
+    return end - position

@@ -20,7 +20,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pmshelve.errors import (
     CorruptionError,
@@ -62,11 +62,15 @@ _STATIC: dict[int, type] = {}
 _BUILTIN: dict[type, Callable[[Any, Any], int]] = {}
 
 
-def register_static(cls: Any) -> Any:
+_Class = TypeVar("_Class", bound=type)
+
+
+def register_static(cls: _Class) -> _Class:
     """Give a class the fixed code it names in `_p_code`; a decorator."""
-    assert 0 < cls._p_code < CODE_MIN
-    assert cls._p_code not in _STATIC
-    _STATIC[cls._p_code] = cls
+    known: Any = cls
+    assert 0 < known._p_code < CODE_MIN
+    assert known._p_code not in _STATIC
+    _STATIC[known._p_code] = known
     return cls
 
 
@@ -95,7 +99,7 @@ class TypeTable:
     """
 
     def __init__(self, heap: Heap) -> None:
-        self.allow_import = True
+        self.allow_import: bool = True
         self._heap = heap
         self._codes: dict[type, int] = {cls: code for code, cls in _STATIC.items()}
         self._classes: dict[int, type] = dict(_STATIC)

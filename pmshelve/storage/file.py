@@ -26,6 +26,7 @@ from pmshelve.errors import NoSpaceError, PmshelveError, StorageError
 __all__ = [
     "CALL_SIZE_MAX",
     "LOCK_EXCLUSIVE",
+    "MAPS_HOLD_DESCRIPTORS",
     "Map",
     "System",
     "allocate",
@@ -35,14 +36,21 @@ __all__ = [
     "datasync",
     "discard",
     "exists",
+    "expect_random_access",
     "forget",
     "is_named",
     "is_regular",
     "link",
+    "link_count",
+    "make_directory",
     "map_file",
     "map_private",
     "open_directory",
     "read_at",
+    "read_into",
+    "refill",
+    "release",
+    "remove_directory",
     "replace",
     "reporting",
     "size_of",
@@ -53,6 +61,7 @@ __all__ = [
     "truncate",
     "unlink",
     "write_at",
+    "write_zeros",
     "writev_at",
 ]
 
@@ -70,7 +79,10 @@ one is ignored."""
 
 LOCK_EXCLUSIVE = fcntl.LOCK_EX | fcntl.LOCK_NB
 
-_UNTRACKED: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) else {}
+MAPS_HOLD_DESCRIPTORS = sys.version_info < (3, 13)
+"""Whether a map that does not begin with its file has a descriptor of its own, and so the file's lock."""
+
+_UNTRACKED: dict[str, Any] = {} if MAPS_HOLD_DESCRIPTORS else {"trackfd": False}
 """Keeps a map from holding a descriptor of its own, which Python duplicates only to resize it."""
 
 Map = mmap.mmap
@@ -83,6 +95,7 @@ class System:
         self.open = os.open
         self.close = os.close
         self.pread = os.pread
+        self.preadv = os.preadv
         self.pwrite = os.pwrite
         self.pwritev = os.pwritev
         self.ftruncate = os.ftruncate
@@ -91,6 +104,8 @@ class System:
         self.rename = os.rename
         self.link = os.link
         self.unlink = os.unlink
+        self.mkdir = os.mkdir
+        self.rmdir = os.rmdir
         self.flock = fcntl.flock
         self.mmap: Any = Map
         self.fdatasync = getattr(os, "fdatasync", os.fsync)
@@ -163,6 +178,27 @@ def read_at(fd: int, size: int, offset: int) -> bytes:
         parts.append(data)
         done += len(data)
     return b"".join(parts)
+
+
+def read_into(fd: int, buffer: bytearray, offset: int) -> None:
+    """Fill `buffer` with the file's bytes from `offset` on.
+
+    Raises
+    ------
+    OSError
+        The file ends before.
+    """
+    size = len(buffer)
+    if size <= CALL_SIZE_MAX and system.preadv(fd, (buffer,), offset) == size:
+        return
+    done = 0
+    with memoryview(buffer) as view:
+        while done < size:
+            part = view[done : done + CALL_SIZE_MAX]
+            count = system.preadv(fd, (part,), offset + done)
+            if not count:
+                raise OSError(errno.EIO, "the file ended while it was read")
+            done += count
 
 
 def write_at(fd: int, data: bytes | bytearray | memoryview, offset: int) -> None:
@@ -258,9 +294,27 @@ def allocate(fd: int, offset: int, size: int) -> None:
         except OSError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
                 raise
+    write_zeros(fd, offset, size)
+
+
+def write_zeros(fd: int, offset: int, size: int) -> None:
+    """Write zeros into a range."""
     zeros = bytes(min(size, 1 << 20))
-    for start in range(offset, offset + size, len(zeros)):
+    for start in range(offset, offset + size, max(len(zeros), 1)):
         write_at(fd, zeros[: offset + size - start], start)
+
+
+def refill(fd: int, offset: int, size: int) -> None:
+    """Reserve disk blocks where a range within the file has none; what it holds stays.
+
+    Does nothing where the system cannot: there `discard` cannot take them away either.
+    """
+    if system.posix_fallocate is not None:
+        try:
+            system.posix_fallocate(fd, offset, size)
+        except OSError as error:
+            if error.errno not in _UNSUPPORTED:
+                raise
 
 
 def datasync(fd: int) -> None:
@@ -320,6 +374,11 @@ def is_named(fd: int, path: str) -> bool | None:
     return (named.st_ino, named.st_dev) == (info.st_ino, info.st_dev)
 
 
+def link_count(fd: int) -> int:
+    """Return how many names the open file has."""
+    return system.fstat(fd).st_nlink
+
+
 def exists(path: str) -> bool:
     """Whether `path` names anything, be it a link that leads nowhere."""
     try:
@@ -347,6 +406,16 @@ def link(source: str, target: str) -> None:
 def unlink(path: str) -> None:
     """Remove the name `path`."""
     system.unlink(path)
+
+
+def make_directory(path: str, mode: int = 0o777) -> None:
+    """Make an empty directory, which must not exist."""
+    system.mkdir(path, mode)
+
+
+def remove_directory(path: str) -> None:
+    """Remove an empty directory."""
+    system.rmdir(path)
 
 
 def copy_range(source: int, target: int, size: int, source_offset: int, target_offset: int) -> None:
@@ -388,13 +457,16 @@ def map_file(fd: int, size: int, *, writable: bool, offset: int = 0, private: bo
     return system.mmap(fd, size, access=access, offset=offset, **_UNTRACKED)
 
 
-def map_private(fd: int, size: int) -> Any:
-    """Return a `Map` of the file that can be stored into and keeps that to itself.
+def map_private(fd: int, size: int, offset: int = 0) -> Any:
+    """Return a `Map` of the file, from a page on, that can be stored into and keeps that to itself.
 
     Unlike `map_file` it takes no swap space in advance, however large it is.
     """
     flags = mmap.MAP_PRIVATE | _MAP_NORESERVE
-    return system.mmap(fd, size, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+    prot = mmap.PROT_READ | mmap.PROT_WRITE
+    if not offset:
+        return system.mmap(fd, size, flags=flags, prot=prot)
+    return system.mmap(fd, size, flags=flags, prot=prot, offset=offset, **_UNTRACKED)
 
 
 def forget(private: Any, offset: int, size: int) -> bool:
@@ -409,6 +481,21 @@ def forget(private: Any, offset: int, size: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def release(shared: Any, offset: int, size: int) -> None:
+    """Take whole pages of a shared map out of this process's memory; they stay in the page cache."""
+    if _LINUX:  # elsewhere the advice may be taken for leave to drop what was stored
+        with contextlib.suppress(OSError):
+            shared.madvise(mmap.MADV_DONTNEED, offset, size)
+
+
+def expect_random_access(private: Any) -> None:
+    """Read no pages ahead of one that is touched: what it costs to touch a hole is mostly that."""
+    advice = getattr(mmap, "MADV_RANDOM", None)
+    if advice is not None:
+        with contextlib.suppress(OSError):
+            private.madvise(advice)
 
 
 def discard(shared: Any, offset: int, size: int) -> bool:

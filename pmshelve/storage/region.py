@@ -12,18 +12,33 @@ writing next cuts it back too.
 
 from __future__ import annotations
 
+import functools
 import mmap
+import sys
 from collections.abc import Iterable
 from typing import Any
 
 from pmshelve.storage import file as disk
 
-__all__ = ["RESERVE_MAX", "address_of", "drop_pages", "map_region", "scratch"]
+__all__ = [
+    "CAN_DETACH",
+    "RESERVE_MAX",
+    "address_of",
+    "detach",
+    "drop_inner_pages",
+    "drop_pages",
+    "map_region",
+    "scratch",
+]
 
 RESERVE_MAX = 1 << 40
 """Bytes of address space taken at most; a process has 128 times that."""
 
 _GAP_MAX = 64 * 4096
+CAN_DETACH = sys.platform == "linux"
+"""Whether `detach` can do anything."""
+_MAYMOVE, _FIXED = 1, 2
+_FAILED = (1 << 64) - 1
 
 
 def map_region(fd: int, size: int, reserve: int, end: int) -> Any:
@@ -96,6 +111,48 @@ def _drop(private: Any, first: int, last: int) -> None:
     last = min(last + -last % mmap.PAGESIZE, len(private))
     if last > first:
         disk.forget(private, first, last - first)
+
+
+def detach(private: Any) -> bool:
+    """Let a private map hold memory of no file, of the same bytes at the same address.
+
+    Nothing that becomes of the file then reaches it: cutting a file takes even those pages from its
+    private maps that had been stored into.  What another thread stores into the map meanwhile may be
+    lost.
+
+    Returns False where the system has no such call, or no memory.
+    """
+    calls = _remapping()
+    if calls is None:
+        return False
+    size = len(private) + -len(private) % mmap.PAGESIZE
+    address = address_of(private)
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    map_, remap, unmap, copy = calls
+    made = map_(None, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1, 0)
+    if made in (None, _FAILED):
+        return False
+    copy(made, address, len(private))
+    if remap(made, size, size, _MAYMOVE | _FIXED, address) != address:
+        unmap(made, size)
+        return False
+    return True
+
+
+@functools.cache
+def _remapping() -> tuple[Any, Any, Any, Any] | None:
+    """Return mmap, mremap, munmap and memmove; None where there is no mremap."""
+    if not CAN_DETACH:
+        return None
+    import ctypes
+
+    library = ctypes.CDLL(None)
+    pointer, size, number = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+    library.mmap.restype = library.mremap.restype = pointer
+    library.mmap.argtypes = [pointer, size, number, number, number, ctypes.c_long]
+    library.mremap.argtypes = [pointer, size, size, number, pointer]
+    library.munmap.argtypes = [pointer, size]
+    return library.mmap, library.mremap, library.munmap, ctypes.memmove
 
 
 def address_of(private: Any) -> int:

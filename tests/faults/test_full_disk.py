@@ -177,3 +177,29 @@ def fill(store: Any, expected: dict[str, Any]) -> None:
         value = np.full(5_000, number % 251, "u1")
         store[f"key {number}"] = value
         expected[f"key {number}"] = value
+
+
+@pytest.mark.parametrize("size", [200, 200_000])
+def test_a_set_that_had_no_room_keeps_the_old_value_of_its_batch(tmp_path: Path, size: int):
+    path = tmp_path / "store"
+    old, new = np.arange(10), np.zeros(size)
+    with mmapdict(path) as store:
+        store["array"] = old
+    disk = SimDisk(tmp_path)
+    disk.capacity = path.stat().st_size + 2_000
+    with disk.installed(), mmapdict(path) as store:
+        with store.batch():
+            store["before"] = 1
+            if new.nbytes > 2_000:
+                with pytest.raises(NoSpaceError):
+                    store["array"] = new
+            else:
+                store["array"] = new
+            store["after"] = 2
+        expected = old if new.nbytes > 2_000 else new
+        assert np.array_equal(store["array"], expected)
+        assert (store["before"], store["after"]) == (1, 2)
+        assert list(store.check()) == []
+    with mmapdict(path) as store:
+        assert np.array_equal(store["array"], expected)
+        assert sorted(store) == ["after", "array", "before"]

@@ -14,7 +14,13 @@ import pytest
 
 from pmshelve import pmemobj
 from pmshelve.errors import ObjectError, ReadOnlyError
-from pmshelve.pmemobj import PersistentDict, PersistentList, PersistentObject
+from pmshelve.pmemobj import (
+    PersistentArray,
+    PersistentDict,
+    PersistentList,
+    PersistentObject,
+    PersistentSet,
+)
 from tests.support.pools import assert_sound
 
 
@@ -101,6 +107,32 @@ def test_pop_of_what_changes_its_container_when_read(pool: Any, kind: Any) -> No
     assert isinstance(whole.pop(place), Restless)
     assert Restless.hook is None
     assert len(whole) == (0 if kind is PersistentDict else 7)
+    assert_sound(pool)
+
+
+@pytest.mark.parametrize("kind", [PersistentDict, PersistentList])
+def test_all_values_of_what_changes_its_container_when_read(pool: Any, kind: Any) -> None:
+    items = [pool.new(Restless), *(pool.new(PersistentList, [i]) for i in range(19))]
+    if kind is PersistentDict:
+        whole = pool.root["it"] = pool.new(PersistentDict, dict(enumerate(items)))
+    else:
+        whole = pool.root["it"] = pool.new(PersistentList, items)
+    del items
+    pool.mm.identity.recent.clear()
+    gc.collect()
+    new: list[Any] = []
+
+    def change() -> None:
+        whole.clear()
+        new.extend(pool.new(PersistentList, [-1]) for _ in range(19))  # in the places of the old
+
+    Restless.hook = change
+    values = list((whole | {}).values()) if kind is PersistentDict else whole[:]
+    assert isinstance(values[0], Restless)
+    assert values[1:] == [[i] for i in range(19)]
+    assert len(whole) == 0
+    del values
+    new.clear()
     assert_sound(pool)
 
 
@@ -239,3 +271,13 @@ def test_a_signal_at_any_line_of_a_rollback_or_merge_undoes_all(pool: Any, name:
     else:
         raise AssertionError("it never came to its end")
     assert line > 5
+
+
+def test_a_repr_never_raises(pool: Any) -> None:
+    kinds = [PersistentList, PersistentDict, PersistentSet, PersistentObject]
+    things = [pool.new(kind) for kind in kinds] + [pool.new(PersistentArray, [1, 2])]
+    for thing in things:
+        assert repr(thing).startswith(type(thing).__name__ + "(")
+    pool.close()
+    for thing in things:
+        assert repr(thing) == f"<{type(thing).__name__}: the pool was closed>"

@@ -57,6 +57,7 @@ class FakeSource:
         self.path = str(path)
         self.mmap_mode = mmap_mode
         self.allow_pickle = allow_pickle
+        self.keep_pickles = False
         self.stop = OFFSET + len(opcodes)
         self.reads: list[tuple[int, int]] = []
         self.map = self._map(mmap.ACCESS_WRITE)

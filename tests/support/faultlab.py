@@ -42,6 +42,7 @@ CHANGING = (*WRITING, *SYNCING, "store", "ftruncate", "posix_fallocate", "rename
 _ERRORS = {
     "open": (errno.EMFILE, errno.EACCES, errno.EIO),
     "pread": (errno.EIO,),
+    "preadv": (errno.EIO,),
     "pwrite": (errno.ENOSPC, errno.EDQUOT, errno.EIO),
     "pwritev": (errno.ENOSPC, errno.EDQUOT, errno.EIO),
     "copy_file_range": (errno.ENOSPC, errno.EIO),

@@ -93,11 +93,15 @@ class MiniPool:
         page = next(p for p in range(AREA_PAGES, 99, BLOCK_PAGES) if p not in pages)
         offset = self.start + page * PAGE
         self.raw.extend(offset + BLOCK_SIZE)
-        if memory.is_untouched(offset, BLOCK_SIZE):
+        fresh = memory.is_untouched(offset, BLOCK_SIZE)
+        if fresh:
             memory.add_fresh(offset, BLOCK_SIZE)
         else:  # freed not long ago, perhaps in this very transaction
             memory.snapshot(offset, BLOCK_SIZE)
-        memory.map[offset : offset + BLOCK_SIZE] = data
+        half = BLOCK_SIZE // 2  # every other block's second half goes past memory
+        if fresh and index % 2 and self.raw.place(offset + half, [data[half:]], half):
+            data = data[:half]
+        memory.map[offset : offset + len(data)] = data
         memory.words[word] = page
 
     def write_block(self, index: int, offset: int, value: int) -> None:

@@ -129,24 +129,30 @@ def crash_copy(pool: Any, path: str | Path) -> Path:
     return path
 
 
-def plain(value: Any) -> Any:
-    """Return the plain Python object that a persistent one equals, nested ones included."""
+def plain(value: Any, within: frozenset[Any] = frozenset()) -> Any:
+    """Return the plain Python object that a persistent one equals, nested ones included.
+
+    An object of a user's class is the dict of its attributes; inside of itself, its class alone.
+    """
     if isinstance(value, PersistentArray):
         import numpy as np
 
         return np.array(value)
     if isinstance(value, PersistentDict):
-        return {plain(key): plain(item) for key, item in value.items()}
+        return {plain(key): plain(item, within) for key, item in value.items()}
     if isinstance(value, PersistentList):
-        return [plain(item) for item in value]
+        return [plain(item, within) for item in value]
     if isinstance(value, PersistentSet):
-        return {plain(item) for item in value}
+        return {plain(item, within) for item in value}
     if isinstance(value, PersistentFrozenSet | frozenset):
-        return frozenset(plain(item) for item in value)
+        return frozenset(plain(item, within) for item in value)
     if isinstance(value, PersistentTuple | tuple):
-        return tuple(plain(item) for item in value)
+        return tuple(plain(item, within) for item in value)
     if isinstance(value, PersistentObject):
-        return {name: plain(getattr(value, name)) for name in sorted(value._p_known())}
+        if value in within:
+            return type(value)
+        within |= {value}
+        return {name: plain(getattr(value, name), within) for name in sorted(value._p_known())}
     return value
 
 

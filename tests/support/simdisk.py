@@ -53,9 +53,19 @@ __all__ = [
 ]
 
 PRIMITIVES = frozenset(
-    {"open", "close", "pread", "pwrite", "pwritev", "copy_file_range", "mmap", "ftruncate"}
+    {
+        "open",
+        "close",
+        "pread",
+        "preadv",
+        "pwrite",
+        "pwritev",
+        "copy_file_range",
+        "mmap",
+        "ftruncate",
+    }
     | {"posix_fallocate", "fdatasync", "fsync", "fstat", "stat", "rename", "link", "unlink"}
-    | {"flock", "boot_id"}
+    | {"flock", "boot_id", "mkdir", "rmdir"}
 )
 """What `SimDisk` knows of.  A test compares it with `System`: a new primitive must be added here."""
 
@@ -497,6 +507,14 @@ class SimDisk:
         self.finish(fault)
         return data
 
+    def _preadv(self, fd: int, buffers: Sequence[Any], offset: int) -> int:
+        fault = self.gate("preadv")
+        if fault is not None and fault.error is None:
+            buffers = [memoryview(buffers[0])[: fault.count]]
+        count = os.preadv(fd, buffers, offset)
+        self.finish(fault)
+        return count
+
     def _fstat(self, fd: int) -> os.stat_result:
         self.finish(self.gate("fstat"))
         return os.fstat(fd)
@@ -525,6 +543,14 @@ class SimDisk:
 
     def _boot_id(self) -> bytes:
         return self.boot
+
+    # Directories are made for scratch files only, which no crash is asked about.
+
+    def _mkdir(self, path: Any, mode: int = 0o777) -> None:
+        os.mkdir(path, mode)
+
+    def _rmdir(self, path: Any) -> None:
+        os.rmdir(path)
 
 
 @contextlib.contextmanager

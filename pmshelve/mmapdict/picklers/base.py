@@ -87,6 +87,10 @@ class Source(Protocol):
     def allow_pickle(self) -> bool:
         """Whether the unpickler may run."""
 
+    @property
+    def keep_pickles(self) -> bool:
+        """Whether values that need the unpickler are handed out as `Premade`, and it is not run."""
+
     def read(self, start: int, stop: int) -> bytes:
         """Return the file's bytes from one offset to another."""
 
@@ -121,6 +125,7 @@ class FileSource:
     """
 
     allow_pickle = True
+    keep_pickles = False
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file

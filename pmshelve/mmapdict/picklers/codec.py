@@ -18,6 +18,7 @@ from pmshelve.mmapdict.opcodes import (
     find_buffers,
     is_padding,
 )
+from pmshelve.mmapdict.picklers.chunks import CHUNKS_RAW, Chunks, decode_chunks, encode_chunks
 from pmshelve.mmapdict.picklers.empty import EmptyNDArray
 from pmshelve.mmapdict.picklers.generic import (
     ARRAY_RAW_HEAD,
@@ -28,11 +29,13 @@ from pmshelve.mmapdict.picklers.generic import (
     BuffersDecoder,
     decode_pickle,
     encode_generic,
+    encode_premade,
     forget_writers,
 )
 from pmshelve.mmapdict.picklers.legacy import LEGACY_HEADS, decode_body, resolve_legacy_array
 from pmshelve.mmapdict.picklers.plain import ENCODERS as PLAIN_ENCODERS
 from pmshelve.mmapdict.picklers.plain import resolve_plain
+from pmshelve.mmapdict.picklers.premade import Premade
 
 if TYPE_CHECKING:
     from pmshelve.mmapdict.picklers.base import Decoder, Encoded, Places, Resolved, Source
@@ -95,6 +98,8 @@ _ENCODERS: Final[dict[type, Callable[[Any], Encoded]]] = {
     **PLAIN_ENCODERS,
     **dict.fromkeys(_CONTAINERS, _encode_container),
     EmptyNDArray: _encode_empty,
+    Premade: encode_premade,
+    Chunks: encode_chunks,
 }
 
 
@@ -213,7 +218,9 @@ def _literal_parsers() -> dict[bytes, Callable[[bytes, Places], Decoder]]:
 
 
 def _literal_decoder(raw: bytes, places: Places) -> Decoder | None:
-    """Return the decoder of a top-level array or masked array, None for any other value."""
+    """Return the decoder of a top-level array, masked array or `Chunks`; None for all others."""
+    if raw == CHUNKS_RAW and len(places) == 1:
+        return decode_chunks
     for head in (ARRAY_RAW_HEAD, MASKED_RAW_HEAD):
         if raw.startswith(head):
             return _literal_parsers()[head](raw, places)

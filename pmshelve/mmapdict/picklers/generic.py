@@ -34,6 +34,7 @@ from pmshelve.mmapdict.opcodes import (
 )
 from pmshelve.mmapdict.picklers.base import Blob, Encoded, Places, Source
 from pmshelve.mmapdict.picklers.plain import encode_raw
+from pmshelve.mmapdict.picklers.premade import Premade
 
 __all__ = [
     "ARRAY_RAW_HEAD",
@@ -50,6 +51,7 @@ __all__ = [
     "decode_pickle",
     "encode_buffers",
     "encode_generic",
+    "encode_premade",
     "forget_writers",
     "loads",
 ]
@@ -184,6 +186,20 @@ def encode_buffers(blobs: list[Blob], raw: list[bytes | Blob]) -> list[bytes | B
     return [BUFFERS_HEAD, *blobs, BUFFERS_END, *raw, TUPLE1]
 
 
+def encode_premade(value: Premade) -> Encoded:
+    """Encode an object whose pickle is there already."""
+    if value.buffers:
+        blobs = [_blob(buffer) for buffer in value.buffers]
+        return encode_buffers(blobs, encode_raw([value.raw])), True
+    if len(value.raw) > COVERED_SIZE_MAX:
+        return [PICKLE_HEAD, *encode_raw([value.raw]), TUPLE1], True
+    return PICKLE_HEAD + emit_bytes(bytes(value.raw)) + TUPLE1, True
+
+
+def _blob(buffer: Any) -> Blob:
+    return Blob(len(buffer), lambda: (buffer,))
+
+
 # Decode -----------------------------------------------------------------------------------------
 
 
@@ -207,6 +223,8 @@ def loads(source: Source, data: Any, offset: int, buffers: Any = None) -> Any:
     CorruptionError
         The data is no pickle.
     """
+    if source.keep_pickles:
+        return Premade(data, buffers or ())
     check_allowed(source)
     try:
         return pickle.loads(data, buffers=buffers)
@@ -221,7 +239,11 @@ def loads(source: Source, data: Any, offset: int, buffers: Any = None) -> Any:
 
 def decode_pickle(source: Source, start: int, stop: int) -> Any:
     """Return the object of a value without large buffers."""
-    if stop - start <= COVERED_SIZE_MAX or source.mmap_mode not in ("r", "r+"):
+    if (
+        stop - start <= COVERED_SIZE_MAX
+        or source.mmap_mode not in ("r", "r+")
+        or source.keep_pickles  # which outlive this call
+    ):
         return loads(source, source.read(start, stop), start)
     buffer, position = source.window(start, stop)
     with memoryview(buffer) as view, view[position : position + stop - start] as raw:
@@ -247,7 +269,8 @@ class BuffersDecoder:
 
     def __call__(self, source: Source, start: int, stop: int) -> Any:
         """Return the object, its buffers being views of [start, stop) of the file."""
-        check_allowed(source)
+        if not source.keep_pickles:
+            check_allowed(source)
         buffer, position = source.window(start, stop)
         view = memoryview(buffer)
         if source.mmap_mode == "r":

@@ -8,15 +8,19 @@ array is met, not before.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, overload
 
 from pmshelve.errors import UnsupportedTypeError
 from pmshelve.pmemobj.persistent.arrayblock import ArrayBlock
 from pmshelve.pmemobj.persistent.arrayops import ArrayOperators, plain
-from pmshelve.pmemobj.persistent.items import starting
+from pmshelve.pmemobj.persistent.items import shown, starting
 from pmshelve.pmemobj.typetable import register_static
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 __all__ = ["PersistentArray"]
 
@@ -52,6 +56,23 @@ class PersistentArray(ArrayOperators, ArrayBlock):
 
     __slots__ = ()
 
+    @overload
+    def __init__(
+        self,
+        source: ArrayLike,
+        dtype: DTypeLike | None = None,
+        *,
+        order: Literal["C", "F"] | None = None,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        source: None = None,
+        dtype: DTypeLike | None = None,
+        *,
+        shape: SupportsIndex | Sequence[SupportsIndex],
+        order: Literal["C", "F"] | None = None,
+    ) -> None: ...
     def __init__(
         self, source: Any = None, dtype: Any = None, *, shape: Any = None, order: Any = None
     ) -> None:
@@ -82,12 +103,12 @@ class PersistentArray(ArrayOperators, ArrayBlock):
 
     # Reading ----------------------------------------------------------------------------------
 
-    def view(self) -> Any:
+    def view(self) -> NDArray[Any]:
         """Return the elements as a read-only ndarray over the pool's memory."""
         with self._p_lock:
             return self._p_window(readonly=True)
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         import numpy as np
 
         view = self.view()
@@ -111,10 +132,10 @@ class PersistentArray(ArrayOperators, ArrayBlock):
     def shape(self) -> tuple[int, ...]:
         """The lengths of the dimensions."""
         with self._p_lock:
-            return self._p_array().shape  # type: ignore[no-any-return]
+            return self._p_array().shape
 
     @property
-    def dtype(self) -> Any:
+    def dtype(self) -> np.dtype[Any]:
         """The NumPy dtype of the elements."""
         with self._p_lock:
             return self._p_array().dtype
@@ -128,16 +149,16 @@ class PersistentArray(ArrayOperators, ArrayBlock):
     def size(self) -> int:
         """The number of elements."""
         with self._p_lock:
-            return self._p_array().size  # type: ignore[no-any-return]
+            return self._p_array().size
 
     @property
     def nbytes(self) -> int:
         """The size of the elements, bytes."""
         with self._p_lock:
-            return self._p_array().nbytes  # type: ignore[no-any-return]
+            return self._p_array().nbytes
 
     @property
-    def T(self) -> Any:  # noqa: N802
+    def T(self) -> NDArray[Any]:  # noqa: N802
         """The transposed read-only view."""
         return self.view().T
 
@@ -148,12 +169,14 @@ class PersistentArray(ArrayOperators, ArrayBlock):
         return getattr(self.view(), name)
 
     def __repr__(self) -> str:
+        return shown(self, self._p_shown, "...")
+
+    def _p_shown(self) -> str:
         import numpy as np
 
         view = self.view()
-        begin = f"{type(self).__name__}("
-        text = np.array2string(view, separator=", ", prefix=begin)
-        return f"{begin}{text}, dtype={repr(view.dtype)[6:-1]})"
+        text = np.array2string(view, separator=", ", prefix=f"{type(self).__name__}(")
+        return f"{text}, dtype={repr(view.dtype)[6:-1]}"
 
     # Changing ---------------------------------------------------------------------------------
 
@@ -165,7 +188,7 @@ class PersistentArray(ArrayOperators, ArrayBlock):
             data[index] = value
 
     @contextmanager
-    def writable(self) -> Iterator[Any]:
+    def writable(self) -> Iterator[NDArray[Any]]:
         """Lend the elements as a writable ndarray, in an operation: an exception undoes the changes.
 
         Notes
@@ -190,13 +213,18 @@ class PersistentArray(ArrayOperators, ArrayBlock):
             self._p_snapshot_all()
             self._p_array().fill(value)
 
-    def sort(self, axis: int = -1, kind: Any = None, order: Any = None) -> None:
+    def sort(
+        self,
+        axis: SupportsIndex = -1,
+        kind: Literal["quicksort", "mergesort", "heapsort", "stable"] | None = None,
+        order: str | Sequence[str] | None = None,
+    ) -> None:
         """Sort in place, as `numpy.ndarray.sort` does."""
         with self._p_op:
             self._p_snapshot_all()
             self._p_array().sort(axis=axis, kind=kind, order=order)
 
-    def resize(self, shape: Any, /) -> None:
+    def resize(self, shape: SupportsIndex | Sequence[SupportsIndex], /) -> None:
         """Change the length of the first dimension; new elements are zero.
 
         Parameters
@@ -211,8 +239,8 @@ class PersistentArray(ArrayOperators, ArrayBlock):
         """
         with self._p_op:
             data = self._p_array()
-            lengths = tuple(shape) if hasattr(shape, "__iter__") else (shape, *data.shape[1:])
-            lengths = tuple(operator.index(length) for length in lengths)
+            given: Any = shape if hasattr(shape, "__iter__") else (shape, *data.shape[1:])
+            lengths = tuple(operator.index(length) for length in given)
             if not data.ndim or lengths[1:] != data.shape[1:] or lengths[0] < 0:
                 raise ValueError(f"cannot resize {data.shape} to {lengths}: first dimension only")
             if lengths == data.shape:

@@ -32,7 +32,7 @@ from pmshelve.pmemobj.sizeclass import SMALL_MAX
 if TYPE_CHECKING:
     from pmshelve.pmemobj.store import MemoryManager
 
-__all__ = ["DATA_TYPE_NUM", "DESCRIPTION_TYPE_NUM", "ArrayBlock"]
+__all__ = ["DATA_TYPE_NUM", "DESCRIPTION_TYPE_NUM", "ArrayBlock", "read_description"]
 
 DATA_TYPE_NUM = 34
 DESCRIPTION_TYPE_NUM = 35
@@ -122,7 +122,7 @@ class ArrayBlock(Container):
         words = self._p_words
         _, block, first, size, told, _ = words[self._p_index : self._p_index + 6].tolist()
         heap = self._p_mm.heap
-        shape, text = _read_description(self._p_mm, told)
+        shape, text = read_description(self._p_mm, told)
         dtype = restore(text)
         problem = _data_problem(heap, block, first, size)
         if problem or math.prod(shape) * dtype.itemsize != size:
@@ -226,7 +226,7 @@ class ArrayBlock(Container):
             return
         _, block, first, size, told, order = words[offset >> 3 : (offset >> 3) + 6].tolist()
         try:
-            shape, text = _read_description(manager, told)
+            shape, text = read_description(manager, told)
         except CorruptionError as error:
             yield error.problem, told, "A1"
         else:
@@ -268,7 +268,8 @@ def _write_description(
     manager.map[start : start + len(text)] = text
 
 
-def _read_description(manager: MemoryManager, told: int) -> tuple[tuple[int, ...], bytes]:
+def read_description(manager: MemoryManager, told: int) -> tuple[tuple[int, ...], bytes]:
+    """Return shape and dtype text of the description at an offset; CorruptionError if it is none."""
     heap = manager.heap
     if not heap.is_block(told) or heap.type_num_of(told) != DESCRIPTION_TYPE_NUM:
         raise CorruptionError("no description of an array is there", offset=told, invariant="A1")

@@ -16,10 +16,11 @@ from collections.abc import (
     MutableMapping,
     ValuesView,
 )
-from types import GenericAlias, MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 
 from pmshelve.errors import ObjectError
+from pmshelve.generics import K, V
 from pmshelve.pmemobj.hashing import UnstableHashError, stable_hash
 from pmshelve.pmemobj.persistent import tablecheck
 from pmshelve.pmemobj.persistent.compare import Known, equal_collections, register
@@ -31,9 +32,15 @@ from pmshelve.pmemobj.persistent.tuple import PersistentTuple
 from pmshelve.pmemobj.typetable import register_static
 
 if TYPE_CHECKING:
+    from _typeshed import SupportsKeysAndGetItem
+    from typing_extensions import Self
+
     from pmshelve.pmemobj.store import MemoryManager
 
 __all__ = ["PersistentDict"]
+
+_S = TypeVar("_S")
+_T = TypeVar("_T")
 
 _MISSING = object()
 _WORD = "dictionary"
@@ -61,7 +68,7 @@ class _FromKeys:
 
 
 @register_static
-class PersistentDict(Table):
+class PersistentDict(Table, MutableMapping[K, V]):
     """A dict in a pool; made by ``pool.new(PersistentDict, ...)``, with the arguments of `dict`.
 
     Notes
@@ -86,11 +93,37 @@ class PersistentDict(Table):
     _p_noun = _WORD
 
     __hash__: ClassVar[None]  # type: ignore[assignment]
-    fromkeys = _FromKeys()
 
-    def __class_getitem__(cls, item: Any, /) -> GenericAlias:
-        return GenericAlias(cls, item)
+    if TYPE_CHECKING:
 
+        @overload
+        def fromkeys(
+            self, iterable: Iterable[_T], value: None = None, /
+        ) -> PersistentDict[_T, Any | None]: ...
+        @overload
+        def fromkeys(self, iterable: Iterable[_T], value: _S, /) -> PersistentDict[_T, _S]: ...
+        def fromkeys(self, iterable: Any, value: Any = None, /) -> Any:
+            """Return a new dict, in the same pool, with these keys and one value."""
+
+    else:
+        fromkeys = _FromKeys()
+
+    @overload
+    def __init__(self, /) -> None: ...
+    @overload
+    def __init__(self: PersistentDict[str, V], /, **kw: V) -> None: ...
+    @overload
+    def __init__(self, content: SupportsKeysAndGetItem[K, V], /) -> None: ...
+    @overload
+    def __init__(
+        self: PersistentDict[str, V], content: SupportsKeysAndGetItem[str, V], /, **kw: V
+    ) -> None: ...
+    @overload
+    def __init__(self, content: Iterable[tuple[K, V]], /) -> None: ...
+    @overload
+    def __init__(
+        self: PersistentDict[str, V], content: Iterable[tuple[str, V]], /, **kw: V
+    ) -> None: ...
     def __init__(self, /, *args: Any, **kw: Any) -> None:
         operation = starting(self)
         content = _content(type(self).__name__, args, kw)
@@ -100,7 +133,7 @@ class PersistentDict(Table):
 
     # One key ------------------------------------------------------------------------------------
 
-    def __getitem__(self, key: Any) -> Any:
+    def __getitem__(self, key: K) -> V:
         with self._p_lock:
             changes = self._p_changes
             at = self._p_cache.get(key)
@@ -115,6 +148,12 @@ class PersistentDict(Table):
             kind = words[at + 3]
             return self._p_loaders[kind & 0xFF](kind, words[at + 4])
 
+    @overload
+    def get(self, key: K, default: None = None, /) -> V | None: ...
+    @overload
+    def get(self, key: K, default: V, /) -> V: ...
+    @overload
+    def get(self, key: K, default: _T, /) -> V | _T: ...
     def get(self, key: Any, default: Any = None, /) -> Any:
         """Return the value of a key, or `default`."""
         with self._p_lock:
@@ -128,7 +167,7 @@ class PersistentDict(Table):
             kind = words[at + 3]
             return self._p_loaders[kind & 0xFF](kind, words[at + 4])
 
-    def __contains__(self, key: Any) -> bool:
+    def __contains__(self, key: object) -> bool:
         with self._p_lock:
             changes = self._p_changes
             at = self._p_cache.get(key)
@@ -136,7 +175,7 @@ class PersistentDict(Table):
                 at = self._p_find(key)
             return at >= 0
 
-    def __setitem__(self, key: Any, value: Any) -> None:
+    def __setitem__(self, key: K, value: V) -> None:
         with self._p_op:
             self._p_set(key, value)
 
@@ -182,7 +221,7 @@ class PersistentDict(Table):
         if not self._p_missed:
             self._p_note_odd(key, at)
 
-    def __delitem__(self, key: Any) -> None:
+    def __delitem__(self, key: K) -> None:
         with self._p_lock:
             at = self._p_find(key)
             if at < 0:
@@ -190,6 +229,12 @@ class PersistentDict(Table):
             with self._p_op:
                 self._p_take(at, key)
 
+    @overload
+    def pop(self, key: K, /) -> V: ...
+    @overload
+    def pop(self, key: K, default: V, /) -> V: ...
+    @overload
+    def pop(self, key: K, default: _T, /) -> V | _T: ...
     def pop(self, key: Any, default: Any = _MISSING, /) -> Any:
         """Remove a key and return its value, or `default` if there is none.
 
@@ -222,7 +267,7 @@ class PersistentDict(Table):
         release(held[0], held[1])
         release(held[2], held[3])
 
-    def popitem(self) -> tuple[Any, Any]:
+    def popitem(self) -> tuple[K, V]:
         """Remove the pair that was inserted last, and return it.
 
         Raises
@@ -250,6 +295,12 @@ class PersistentDict(Table):
             other, words[at + 4]
         )
 
+    @overload
+    def setdefault(
+        self: PersistentDict[K, _T | None], key: K, default: None = None, /
+    ) -> _T | None: ...
+    @overload
+    def setdefault(self, key: K, default: V, /) -> V: ...
     def setdefault(self, key: Any, default: Any = None, /) -> Any:
         """Return the value of a key, which is set to `default` if there is none."""
         with self._p_lock:
@@ -267,21 +318,21 @@ class PersistentDict(Table):
         with self._p_lock:
             return self._p_words[self._p_index + 1]
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[K]:
         return Entries(self, (1,), _WORD)
 
-    def __reversed__(self) -> Iterator[Any]:
+    def __reversed__(self) -> Iterator[K]:
         return Entries(self, (1,), _WORD, backwards=True)
 
-    def keys(self) -> KeysView[Any]:
+    def keys(self) -> KeysView[K]:
         """Return a view of the keys."""
         return _Keys(self)
 
-    def values(self) -> ValuesView[Any]:
+    def values(self) -> ValuesView[V]:
         """Return a view of the values."""
         return _Values(self)
 
-    def items(self) -> ItemsView[Any, Any]:
+    def items(self) -> ItemsView[K, V]:
         """Return a view of the pairs."""
         return _Items(self)
 
@@ -290,14 +341,28 @@ class PersistentDict(Table):
         with self._p_op:
             self._p_clear()
 
-    def copy(self) -> PersistentDict:
+    def copy(self) -> PersistentDict[K, V]:
         """Return a new PersistentDict in the same pool with the same keys and values."""
         with self._p_op:
-            made: PersistentDict = self._p_mm.new(PersistentDict, self)
+            made: PersistentDict[K, V] = self._p_mm.new(PersistentDict, self)
             return made
 
     __copy__ = copy
 
+    @overload
+    def update(self, content: SupportsKeysAndGetItem[K, V], /) -> None: ...
+    @overload
+    def update(
+        self: PersistentDict[str, V], content: SupportsKeysAndGetItem[str, V], /, **kw: V
+    ) -> None: ...
+    @overload
+    def update(self, content: Iterable[tuple[K, V]], /) -> None: ...
+    @overload
+    def update(
+        self: PersistentDict[str, V], content: Iterable[tuple[str, V]], /, **kw: V
+    ) -> None: ...
+    @overload
+    def update(self: PersistentDict[str, V], /, **kw: V) -> None: ...
     def update(self, /, *args: Any, **kw: Any) -> None:
         """Set keys to values, from a mapping or pairs, and keywords.  All of them, or none."""
         content = _content("update", args, kw)
@@ -306,12 +371,13 @@ class PersistentDict(Table):
 
     def _p_plain(self) -> dict[Any, Any]:
         """Return a plain dict of the same keys and values."""
-        with self._p_lock:
-            return dict(zip(self._p_values(1), self._p_values(3), strict=True))
+        return dict(self._p_pairs())
 
     def _p_pairs(self) -> list[tuple[Any, Any]]:
         with self._p_lock:
-            return list(zip(self._p_values(1), self._p_values(3), strict=True))
+            both = self._p_values(1, 3)
+            count = len(both) // 2
+            return list(zip(both[:count], both[count:], strict=True))
 
     def _p_merge(self, content: dict[Any, Any]) -> None:
         count = len(content)
@@ -345,22 +411,30 @@ class PersistentDict(Table):
 
     # Operators ----------------------------------------------------------------------------------
 
-    def __eq__(self, other: object) -> Any:
+    def __eq__(self, other: object) -> bool:
         if isinstance(other, dict | PersistentDict):
             return equal_collections(self, other)
         return NotImplemented
 
+    @overload
+    def __or__(self, other: dict[K, V] | PersistentDict[K, V]) -> dict[K, V]: ...
+    @overload
+    def __or__(self, other: dict[_S, _T] | PersistentDict[_S, _T]) -> dict[K | _S, V | _T]: ...
     def __or__(self, other: Any) -> Any:
         if not isinstance(other, dict | PersistentDict):
             return NotImplemented
         return self._p_plain() | _plain(other)
 
+    @overload
+    def __ror__(self, other: dict[K, V]) -> dict[K, V]: ...
+    @overload
+    def __ror__(self, other: dict[_S, _T]) -> dict[K | _S, V | _T]: ...
     def __ror__(self, other: Any) -> Any:
         if not isinstance(other, dict | PersistentDict):
             return NotImplemented
         return _plain(other) | self._p_plain()
 
-    def __ior__(self, other: Any) -> PersistentDict:
+    def __ior__(self, other: SupportsKeysAndGetItem[K, V] | Iterable[tuple[K, V]]) -> Self:  # type: ignore[misc]
         self.update(other)
         return self
 
@@ -395,11 +469,10 @@ def _plain(mapping: Any) -> Any:
     return mapping._p_plain() if isinstance(mapping, PersistentDict) else mapping
 
 
-def _get(mapping: PersistentDict, key: Any, default: Any) -> Any:
+def _get(mapping: PersistentDict[Any, Any], key: Any, default: Any) -> Any:
     return PersistentDict.get(mapping, key, default)
 
 
-MutableMapping.register(PersistentDict)
 register(PersistentDict, Known("dict", PersistentDict.__len__, PersistentDict._p_pairs, _get))
 
 
@@ -412,7 +485,7 @@ class _View:
     __slots__ = ()
 
     if TYPE_CHECKING:
-        _mapping: PersistentDict
+        _mapping: PersistentDict[Any, Any]
     _places: ClassVar[tuple[int, ...]]
     _name: ClassVar[str]
 

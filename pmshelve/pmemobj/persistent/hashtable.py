@@ -27,6 +27,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable
+from itertools import compress
 from typing import TYPE_CHECKING, Any, ClassVar
 from zlib import crc32
 
@@ -331,17 +332,12 @@ class Table(Container):
     def _p_entries(self) -> list[tuple[int, int, Any]]:
         """Return (word number, hash, key) of the entries that live."""
         first, stop = self._p_span()
-        words, width, loaders = self._p_words, self._p_width, self._p_loaders
-        hashes = words[first:stop:width].tolist()
+        words, width = self._p_words, self._p_width
         kinds = words[first + 1 : stop : width].tolist()
-        payloads = words[first + 2 : stop : width].tolist()
-        return [
-            (at, number, loaders[kind & 0xFF](kind, payload))
-            for at, number, kind, payload in zip(
-                range(first, stop, width), hashes, kinds, payloads, strict=True
-            )
-            if kind
-        ]
+        hashes = compress(words[first:stop:width].tolist(), kinds)
+        return list(
+            zip(compress(range(first, stop, width), kinds), hashes, self._p_values(1), strict=True)
+        )
 
     def _p_span(self) -> tuple[int, int]:
         """Return the word numbers where entries begin, and where they end."""
@@ -350,17 +346,20 @@ class Table(Container):
         first = self._p_before + self._p_width
         return first, first + self._p_width * self._p_words[self._p_index + 2]
 
-    def _p_values(self, place: int) -> list[Any]:
-        """Load the oids at a place, in words from its beginning, of all entries that live."""
+    def _p_values(self, *places: int) -> list[Any]:
+        """Load the oids at each place, in words from its beginning, of all entries that live.
+
+        Returns those of the first place, then those of the next.
+        """
         first, stop = self._p_span()
-        words, width, loaders = self._p_words, self._p_width, self._p_loaders
-        kinds = words[first + place : stop : width].tolist()
-        payloads = words[first + place + 1 : stop : width].tolist()
-        return [
-            loaders[kind & 0xFF](kind, payload)
-            for kind, payload in zip(kinds, payloads, strict=True)
-            if kind
-        ]
+        words, width = self._p_words, self._p_width
+        kinds: list[int] = []
+        payloads: list[int] = []
+        for place in places:
+            found = words[first + place : stop : width].tolist()
+            kinds += filter(None, found)
+            payloads += compress(words[first + place + 1 : stop : width].tolist(), found)
+        return self._p_mm.load_many(kinds, payloads)
 
     def _p_last(self) -> int:
         """Return the word number of the last entry that lives; there is one."""

@@ -18,7 +18,7 @@ from operator import countOf
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
-from pmshelve.errors import CorruptionError, ObjectError
+from pmshelve.errors import CorruptionError, ObjectError, StateError
 from pmshelve.pmemobj.layout import KIND_POOL, POBJECT_TYPE_NUM
 from pmshelve.pmemobj.oid import TAG_FLOAT, TAG_INT
 
@@ -106,11 +106,7 @@ def load_all(manager: MemoryManager, index: int, count: int) -> list[Any]:
             return manager.signed[index + 1 : stop : 2].tolist()
         if first == TAG_FLOAT and kinds.count(TAG_FLOAT) == count:
             return manager.doubles[index + 1 : stop : 2].tolist()
-    loaders = manager.loaders
-    payloads = words[index + 1 : stop : 2].tolist()
-    return [
-        loaders[kind & 0xFF](kind, payload) for kind, payload in zip(kinds, payloads, strict=True)
-    ]
+    return manager.load_many(kinds, words[index + 1 : stop : 2].tolist())
 
 
 def children(manager: MemoryManager, index: int, count: int) -> list[int]:
@@ -226,6 +222,13 @@ def _showing(thing: Any) -> Iterator[bool]:
 
 
 def shown(thing: Any, content: Callable[[], str], inside: str) -> str:
-    """Return the repr ``Class(content)``; of an object inside of its own repr, ``Class(inside)``."""
+    """Return the repr ``Class(content)``; of an object inside of its own repr, ``Class(inside)``.
+
+    Of one that cannot be used any more, ``<Class: why>``: a debugger shows it like any other.
+    """
+    name = type(thing).__name__
     with _showing(thing) as first:
-        return f"{type(thing).__name__}({content() if first else inside})"
+        try:
+            return f"{name}({content() if first else inside})"
+        except (ObjectError, StateError) as error:
+            return f"<{name}: {error.problem}>"

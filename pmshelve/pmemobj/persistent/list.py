@@ -10,9 +10,9 @@ import operator
 import sys
 from array import array
 from collections.abc import Callable, Iterable, Iterator, MutableSequence
-from types import GenericAlias
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, SupportsIndex, TypeVar, overload
 
+from pmshelve.generics import T
 from pmshelve.pmemobj.oid import TAG_FLOAT, TAG_INT
 from pmshelve.pmemobj.persistent import compare
 from pmshelve.pmemobj.persistent.items import (
@@ -29,7 +29,13 @@ from pmshelve.pmemobj.persistent.items import (
 from pmshelve.pmemobj.persistent.itemsblock import FORGOTTEN, LENGTH_MAX, ItemsBlock
 from pmshelve.pmemobj.typetable import register_static
 
+if TYPE_CHECKING:
+    from _typeshed import SupportsRichComparison, SupportsRichComparisonT
+    from typing_extensions import Self
+
 __all__ = ["PersistentList"]
+
+_S = TypeVar("_S")
 
 _CHUNK = 512
 """Items that an iteration reads at a time."""
@@ -38,7 +44,7 @@ _NUMBERS = ({TAG_INT}, {TAG_FLOAT})
 
 
 @register_static
-class PersistentList(ItemsBlock):
+class PersistentList(ItemsBlock, MutableSequence[T]):
     """A list in a pool; make it with ``pool.new(PersistentList, iterable)``.
 
     Parameters
@@ -61,9 +67,10 @@ class PersistentList(ItemsBlock):
 
     __hash__: ClassVar[None] = None  # type: ignore[assignment]
 
-    def __class_getitem__(cls, item: Any, /) -> GenericAlias:
-        return GenericAlias(cls, item)
-
+    @overload
+    def __init__(self, /) -> None: ...
+    @overload
+    def __init__(self, iterable: Iterable[T], /) -> None: ...
     def __init__(self, iterable: Iterable[Any] = (), /) -> None:
         operation = starting(self)
         values = _as_run(iterable)
@@ -77,6 +84,10 @@ class PersistentList(ItemsBlock):
         with self._p_lock:
             return self._p_words[self._p_index + 1]
 
+    @overload
+    def __getitem__(self, index: SupportsIndex, /) -> T: ...
+    @overload
+    def __getitem__(self, index: slice, /) -> list[T]: ...
     def __getitem__(self, index: Any, /) -> Any:
         if index.__class__ is not int:
             if isinstance(index, slice):
@@ -125,7 +136,7 @@ class PersistentList(ItemsBlock):
             start = end
             size = min(2 * size, 16 * _CHUNK)
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[T]:
         # A run of oids is read ahead; the version tells whether it still is what the list holds.
         position = 0
         size = _CHUNK_MIN
@@ -142,7 +153,7 @@ class PersistentList(ItemsBlock):
                 stop = at + 2 * count
                 kinds = words[at:stop:2].tolist()
                 objects = manager.pool_kind in kinds
-                values = (
+                values: list[Any] = (
                     words[at + 1 : stop : 2].tolist() if objects else load_all(manager, at, count)
                 )
             size = _CHUNK
@@ -162,7 +173,7 @@ class PersistentList(ItemsBlock):
                 position += 1
                 yield value
 
-    def __reversed__(self) -> Iterator[Any]:
+    def __reversed__(self) -> Iterator[T]:
         return self._p_backwards(PersistentList.__len__(self))
 
     def _p_backwards(self, position: int) -> Iterator[Any]:
@@ -174,10 +185,12 @@ class PersistentList(ItemsBlock):
                 return
             yield value
 
-    def __contains__(self, value: Any, /) -> bool:
+    def __contains__(self, value: object, /) -> bool:
         return any(value in values for _, values in self._p_chunks())
 
-    def index(self, value: Any, start: Any = 0, stop: Any = sys.maxsize, /) -> int:
+    def index(
+        self, value: T, start: SupportsIndex = 0, stop: SupportsIndex = sys.maxsize, /
+    ) -> int:
         """Return the first index of a value; ValueError if it is not there."""
         start, stop, _ = slice(_bound(start), _bound(stop)).indices(PersistentList.__len__(self))
         for first, values in self._p_chunks(start, stop):
@@ -187,14 +200,14 @@ class PersistentList(ItemsBlock):
                 continue
         raise ValueError(f"{value!r} is not in list")
 
-    def count(self, value: Any, /) -> int:
+    def count(self, value: T, /) -> int:
         """Return the number of items equal to a value."""
         return sum(values.count(value) for _, values in self._p_chunks())
 
-    def copy(self) -> PersistentList:
+    def copy(self) -> PersistentList[T]:
         """Return a new PersistentList, in the same pool, of the same items."""
         with self._p_lock:
-            copied: PersistentList = self._p_mm.new(PersistentList, self)
+            copied: PersistentList[T] = self._p_mm.new(PersistentList, self)
             return copied
 
     __copy__ = copy
@@ -207,16 +220,16 @@ class PersistentList(ItemsBlock):
             return NotImplemented
         return compare.equal_collections(self, other)
 
-    def __lt__(self, other: Any, /) -> Any:
+    def __lt__(self, other: list[T] | PersistentList[T], /) -> bool:
         return self._p_order(other, operator.lt)
 
-    def __le__(self, other: Any, /) -> Any:
+    def __le__(self, other: list[T] | PersistentList[T], /) -> bool:
         return self._p_order(other, operator.le)
 
-    def __gt__(self, other: Any, /) -> Any:
+    def __gt__(self, other: list[T] | PersistentList[T], /) -> bool:
         return self._p_order(other, operator.gt)
 
-    def __ge__(self, other: Any, /) -> Any:
+    def __ge__(self, other: list[T] | PersistentList[T], /) -> bool:
         return self._p_order(other, operator.ge)
 
     def _p_order(self, other: Any, operation: Callable[[Any, Any], Any]) -> Any:
@@ -224,24 +237,28 @@ class PersistentList(ItemsBlock):
             return NotImplemented
         return compare.order(self, other, operation)
 
+    @overload
+    def __add__(self, other: list[T] | PersistentList[T], /) -> list[T]: ...
+    @overload
+    def __add__(self, other: list[_S] | PersistentList[_S], /) -> list[T | _S]: ...
     def __add__(self, other: Any, /) -> Any:
         if isinstance(other, list | PersistentList):
             return self._p_all() + _plain(other)
         return cannot_add(self, other, "list")
 
-    def __radd__(self, other: Any, /) -> list[Any]:
+    def __radd__(self, other: list[_S], /) -> list[T | _S]:
         if isinstance(other, list):
             return _plain(other) + self._p_all()
         return NotImplemented
 
-    def __mul__(self, count: Any, /) -> list[Any]:
-        return self._p_all() * count  # type: ignore[no-any-return]
+    def __mul__(self, count: SupportsIndex, /) -> list[T]:
+        return self._p_all() * count
 
     __rmul__ = __mul__
 
     # Changing one item ------------------------------------------------------------------------
 
-    def append(self, value: Any, /) -> None:
+    def append(self, value: T, /) -> None:
         """Add a value at the end."""
         # Written out: the most frequent change.
         with self._p_op:
@@ -263,7 +280,7 @@ class PersistentList(ItemsBlock):
             words[base + 1] = length + 1
             self._p_version += 1
 
-    def insert(self, index: Any, value: Any, /) -> None:
+    def insert(self, index: SupportsIndex, value: T, /) -> None:
         """Put a value before an index."""
         index = position_of(index)
         with self._p_op:
@@ -278,6 +295,10 @@ class PersistentList(ItemsBlock):
             words[at] = kind
             words[at + 1] = payload
 
+    @overload
+    def __setitem__(self, index: SupportsIndex, value: T, /) -> None: ...
+    @overload
+    def __setitem__(self, index: slice, value: Iterable[T], /) -> None: ...
     def __setitem__(self, index: Any, value: Any, /) -> None:
         if index.__class__ is not int:
             if isinstance(index, slice):
@@ -304,7 +325,7 @@ class PersistentList(ItemsBlock):
             self._p_version += 1
             manager.release(old_kind, old_payload)
 
-    def pop(self, index: Any = -1, /) -> Any:
+    def pop(self, index: SupportsIndex = -1, /) -> T:
         """Remove the item at an index, the last by default, and return it."""
         place = index = position_of(index)
         with self._p_op:
@@ -323,7 +344,7 @@ class PersistentList(ItemsBlock):
             self._p_drop(index)
         return value
 
-    def __delitem__(self, index: Any, /) -> None:
+    def __delitem__(self, index: SupportsIndex | slice, /) -> None:
         if isinstance(index, slice):
             self._p_delete_slice(index)
             return
@@ -336,7 +357,7 @@ class PersistentList(ItemsBlock):
                 raise IndexError("list assignment index out of range")
             self._p_drop(index)
 
-    def remove(self, value: Any, /) -> None:
+    def remove(self, value: T, /) -> None:
         """Remove the first item equal to a value; ValueError if it is not there."""
         with self._p_op:
             try:
@@ -355,7 +376,7 @@ class PersistentList(ItemsBlock):
 
     # Changing many ----------------------------------------------------------------------------
 
-    def extend(self, iterable: Iterable[Any], /) -> None:
+    def extend(self, iterable: Iterable[T], /) -> None:
         """Add the items of an iterable at the end: all of them, or none if something raises."""
         operation = self._p_op
         values = _as_run(iterable)
@@ -364,11 +385,11 @@ class PersistentList(ItemsBlock):
             length = self._p_words[self._p_index + 1]
             self._p_splice(length, length, run)
 
-    def __iadd__(self, other: Iterable[Any], /) -> PersistentList:  # type: ignore[misc]
+    def __iadd__(self, other: Iterable[T], /) -> Self:  # type: ignore[misc]
         PersistentList.extend(self, other)
         return self
 
-    def __imul__(self, count: Any, /) -> PersistentList:
+    def __imul__(self, count: SupportsIndex, /) -> Self:
         count = len([] * count) + operator.index(count)  # a list's own complaints
         with self._p_op:
             length = self._p_words[self._p_index + 1]
@@ -394,6 +415,14 @@ class PersistentList(ItemsBlock):
             run[0::2], run[1::2] = kinds[::-1], payloads[::-1]
             self._p_write(0, run)
 
+    @overload
+    def sort(
+        self: PersistentList[SupportsRichComparisonT], *, key: None = None, reverse: bool = False
+    ) -> None: ...
+    @overload
+    def sort(
+        self, *, key: Callable[[T], SupportsRichComparison], reverse: bool = False
+    ) -> None: ...
     def sort(self, *, key: Callable[[Any], Any] | None = None, reverse: bool = False) -> None:
         """Sort the items, stably.
 
@@ -493,7 +522,7 @@ class PersistentList(ItemsBlock):
             values = values._p_all()
         return own_all(manager, values, self._p_offset)
 
-    def _p_share(self, other: PersistentList, count: int) -> array[int]:
+    def _p_share(self, other: PersistentList[Any], count: int) -> array[int]:
         """Return the run of a list of the same pool, with so many more references."""
         words = other._p_words
         length = words[other._p_index + 1]
@@ -502,7 +531,6 @@ class PersistentList(ItemsBlock):
         return other._p_read(0, length)
 
 
-MutableSequence.register(PersistentList)
 compare.register(
     PersistentList, compare.Known("list", PersistentList.__len__, PersistentList._p_all)
 )

@@ -119,7 +119,7 @@ class PersistentObject(Container):
         _set(self, "_p_table", table)
         return table
 
-    def __getattribute__(self, name: str, /) -> Any:
+    def _p_get(self, name: str, /) -> Any:
         # Written out where it is short: everything that methods do comes through here.
         if name[:1] == "_" and (name[:3] in _RESERVED or _is_volatile(name)):
             return _get(self, name)
@@ -145,7 +145,7 @@ class PersistentObject(Container):
                     return value
         return _get(self, name)  # AttributeError, or what somebody put into `__dict__`
 
-    def __setattr__(self, name: str, value: Any, /) -> None:
+    def _p_set(self, name: str, value: Any, /) -> None:
         if name[:1] == "_" and _is_volatile(name):
             if name[:3] == "_p_" and name not in _OWN:
                 raise AttributeError(f"names that begin with _p_ are reserved: {name}")
@@ -166,7 +166,7 @@ class PersistentObject(Container):
             if names is not None:
                 names.add(name)
 
-    def __delattr__(self, name: str, /) -> None:
+    def _p_delete(self, name: str, /) -> None:
         if name[:1] == "_" and _is_volatile(name):
             if name[:3] == "_p_":
                 raise AttributeError(f"names that begin with _p_ are reserved: {name}")
@@ -188,6 +188,11 @@ class PersistentObject(Container):
                 if names is not None:
                     names.discard(name)
 
+    if not TYPE_CHECKING:  # to whom an object would have any attribute, instead of its class's
+        __getattribute__ = _p_get
+        __setattr__ = _p_set
+        __delattr__ = _p_delete
+
     def __dir__(self) -> Iterable[str]:
         return sorted({*super().__dir__(), *self._p_known()})
 
@@ -203,7 +208,7 @@ class PersistentObject(Container):
     def __hash__(self) -> int:
         return hash(self._p_oid)  # also of the Python object that stands for the same one tomorrow
 
-    def __eq__(self, other: object, /) -> Any:
+    def __eq__(self, other: object, /) -> bool:
         return self is other or NotImplemented
 
     # Without an object ------------------------------------------------------------------------

@@ -12,9 +12,9 @@ import operator
 from array import array
 from collections.abc import Callable, Iterable, Iterator, MutableSet
 from collections.abc import Set as AbstractSet
-from types import GenericAlias
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 
+from pmshelve.generics import T, T_co
 from pmshelve.pmemobj.hashing import UnstableHashError, hash_set, stable_hash
 from pmshelve.pmemobj.layout import TYPE_CODE_SHIFT
 from pmshelve.pmemobj.oid import encode_immediate
@@ -26,9 +26,13 @@ from pmshelve.pmemobj.persistent.tableiter import Entries
 from pmshelve.pmemobj.typetable import register_builtin, register_static
 
 if TYPE_CHECKING:
+    from typing_extensions import Self, override
+
     from pmshelve.pmemobj.store import MemoryManager
 
 __all__ = ["PersistentFrozenSet", "PersistentSet"]
+
+_S = TypeVar("_S")
 
 _FEW = 4
 """Elements that are entered one by one even into an empty set."""
@@ -36,7 +40,7 @@ _WIDTH = 3
 _TABLE_NUM = 33
 
 
-class _AnySet(Table):  # noqa: PLW1641 - each says how it hashes
+class SetBase(Table, AbstractSet[T_co]):  # noqa: PLW1641 - each says how it hashes
     """What both have in common: all that does not change them."""
 
     __slots__ = ()
@@ -47,19 +51,16 @@ class _AnySet(Table):  # noqa: PLW1641 - each says how it hashes
     _p_kind: ClassVar[Any]
     """The built-in class: what operators return."""
 
-    def __class_getitem__(cls, item: Any, /) -> GenericAlias:
-        return GenericAlias(cls, item)
-
     # Elements -----------------------------------------------------------------------------------
 
     def __len__(self) -> int:
         with self._p_lock:
             return self._p_words[self._p_index + 1]
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[T_co]:
         return Entries(self, (1,), "Set")
 
-    def __contains__(self, element: Any, /) -> bool:
+    def __contains__(self, element: object, /) -> bool:
         with self._p_lock:
             return self._p_locate(element) >= 0
 
@@ -122,7 +123,7 @@ class _AnySet(Table):  # noqa: PLW1641 - each says how it hashes
 
     # Comparing ----------------------------------------------------------------------------------
 
-    def __eq__(self, other: object, /) -> Any:
+    def __eq__(self, other: object, /) -> bool:
         if isinstance(other, _SETS):
             return _is_same(self, other)
         if isinstance(
@@ -131,16 +132,16 @@ class _AnySet(Table):  # noqa: PLW1641 - each says how it hashes
             return self._p_plain() == other
         return NotImplemented
 
-    def __le__(self, other: Any, /) -> Any:
+    def __le__(self, other: AbstractSet[Any], /) -> bool:
         return self._p_compare(other, operator.le)
 
-    def __lt__(self, other: Any, /) -> Any:
+    def __lt__(self, other: AbstractSet[Any], /) -> bool:
         return self._p_compare(other, operator.lt)
 
-    def __ge__(self, other: Any, /) -> Any:
+    def __ge__(self, other: AbstractSet[Any], /) -> bool:
         return self._p_compare(other, operator.ge)
 
-    def __gt__(self, other: Any, /) -> Any:
+    def __gt__(self, other: AbstractSet[Any], /) -> bool:
         return self._p_compare(other, operator.gt)
 
     def _p_compare(self, other: Any, operation: Callable[[Any, Any], Any]) -> Any:
@@ -225,7 +226,7 @@ class _AnySet(Table):  # noqa: PLW1641 - each says how it hashes
 
 
 @register_static
-class PersistentSet(_AnySet):
+class PersistentSet(SetBase[T], MutableSet[T]):
     """A set in a pool; made by ``pool.new(PersistentSet, ...)``, with the arguments of `set`.
 
     Notes
@@ -243,6 +244,25 @@ class PersistentSet(_AnySet):
 
     __hash__: ClassVar[None]  # type: ignore[assignment]
 
+    if TYPE_CHECKING:  # what `SetBase` does, for this class
+
+        @override
+        def union(self, *others: Iterable[_S]) -> set[T | _S]: ...
+        @override
+        def intersection(self, *others: Iterable[Any]) -> set[T]: ...
+        @override
+        def difference(self, *others: Iterable[Any]) -> set[T]: ...
+        @override
+        def symmetric_difference(self, other: Iterable[_S], /) -> set[T | _S]: ...
+        def __or__(self, other: AbstractSet[_S], /) -> set[T | _S]: ...
+        def __and__(self, other: AbstractSet[Any], /) -> set[T]: ...
+        def __sub__(self, other: AbstractSet[Any], /) -> set[T]: ...
+        def __xor__(self, other: AbstractSet[_S], /) -> set[T | _S]: ...
+
+    @overload
+    def __init__(self, /) -> None: ...
+    @overload
+    def __init__(self, iterable: Iterable[T], /) -> None: ...
     def __init__(self, /, *args: Any, **kw: Any) -> None:
         operation = starting(self)
         content = _content(self, args, kw)
@@ -250,7 +270,7 @@ class PersistentSet(_AnySet):
             self._p_clear()
             self._p_merge(content)
 
-    def add(self, element: Any, /) -> None:
+    def add(self, element: T, /) -> None:
         """Add an element, if it is not there."""
         with self._p_lock:
             changes = self._p_changes
@@ -261,7 +281,7 @@ class PersistentSet(_AnySet):
                 with self._p_op:
                     self._p_enter(element)
 
-    def remove(self, element: Any, /) -> None:
+    def remove(self, element: T, /) -> None:
         """Remove an element; KeyError if it is not there."""
         with self._p_lock:
             at = self._p_locate(element)
@@ -270,7 +290,7 @@ class PersistentSet(_AnySet):
             with self._p_op:
                 self._p_take(at, element)
 
-    def discard(self, element: Any, /) -> None:
+    def discard(self, element: T, /) -> None:
         """Remove an element, if it is there."""
         with self._p_lock:
             at = self._p_locate(element)
@@ -278,7 +298,7 @@ class PersistentSet(_AnySet):
                 with self._p_op:
                     self._p_take(at, element)
 
-    def pop(self) -> Any:
+    def pop(self) -> T:
         """Remove and return an element: the one added last.
 
         Raises
@@ -312,17 +332,17 @@ class PersistentSet(_AnySet):
         with self._p_op:
             self._p_clear()
 
-    def copy(self) -> PersistentSet:
+    def copy(self) -> PersistentSet[T]:
         """Return a new PersistentSet in the same pool with the same elements."""
         with self._p_op:
-            made: PersistentSet = self._p_mm.new(PersistentSet, self)
+            made: PersistentSet[T] = self._p_mm.new(PersistentSet, self)
             return made
 
     __copy__ = copy
 
     # In place -----------------------------------------------------------------------------------
 
-    def update(self, *others: Iterable[Any]) -> None:
+    def update(self, *others: Iterable[T]) -> None:
         """Add all elements of the others.  All of them, or none."""
         content = _union(others)
         with self._p_op:
@@ -341,7 +361,7 @@ class PersistentSet(_AnySet):
             kept = self._p_plain().intersection(*others)
             self._p_discard_all([element for element in self._p_all() if element not in kept])
 
-    def symmetric_difference_update(self, other: Iterable[Any], /) -> None:
+    def symmetric_difference_update(self, other: Iterable[T], /) -> None:
         """Remove what is in both, and add what is only in `other`."""
         content = _union((other,))
         with self._p_op:
@@ -358,16 +378,16 @@ class PersistentSet(_AnySet):
             if at >= 0:
                 self._p_take(at, element)
 
-    def __ior__(self, other: Any, /) -> Any:
+    def __ior__(self, other: AbstractSet[T], /) -> Self:  # type: ignore[override, misc]
         return self._p_change(self.update, other)
 
-    def __isub__(self, other: Any, /) -> Any:
+    def __isub__(self, other: AbstractSet[Any], /) -> Self:
         return self._p_change(self.difference_update, other)
 
-    def __iand__(self, other: Any, /) -> Any:
+    def __iand__(self, other: AbstractSet[Any], /) -> Self:
         return self._p_change(self.intersection_update, other)
 
-    def __ixor__(self, other: Any, /) -> Any:
+    def __ixor__(self, other: AbstractSet[T], /) -> Self:  # type: ignore[override, misc]
         return self._p_change(self.symmetric_difference_update, other)
 
     def _p_change(self, method: Callable[[Any], None], other: Any) -> Any:
@@ -378,7 +398,7 @@ class PersistentSet(_AnySet):
 
 
 @register_static
-class PersistentFrozenSet(_AnySet):
+class PersistentFrozenSet(SetBase[T_co]):
     """A frozenset in a pool; made by ``pool.new(PersistentFrozenSet, ...)``, or of a built-in one.
 
     Notes
@@ -396,6 +416,25 @@ class PersistentFrozenSet(_AnySet):
     _p_hash: int | None
     _p_unset: bool
 
+    if TYPE_CHECKING:  # what `SetBase` does, for this class
+
+        @override
+        def union(self, *others: Iterable[_S]) -> frozenset[T_co | _S]: ...
+        @override
+        def intersection(self, *others: Iterable[Any]) -> frozenset[T_co]: ...
+        @override
+        def difference(self, *others: Iterable[Any]) -> frozenset[T_co]: ...
+        @override
+        def symmetric_difference(self, other: Iterable[_S], /) -> frozenset[T_co | _S]: ...
+        def __or__(self, other: AbstractSet[_S], /) -> frozenset[T_co | _S]: ...
+        def __and__(self, other: AbstractSet[Any], /) -> frozenset[T_co]: ...
+        def __sub__(self, other: AbstractSet[Any], /) -> frozenset[T_co]: ...
+        def __xor__(self, other: AbstractSet[_S], /) -> frozenset[T_co | _S]: ...
+
+    @overload
+    def __init__(self, /) -> None: ...
+    @overload
+    def __init__(self, iterable: Iterable[T_co], /) -> None: ...
     def __init__(self, /, *args: Any, **kw: Any) -> None:
         operation = starting(self)
         if not self._p_unset:
@@ -422,39 +461,34 @@ class PersistentFrozenSet(_AnySet):
             known = self._p_hash
             return _note_hash(self, []) if known is None else known
 
-    __eq__ = _AnySet.__eq__
-
-    def copy(self) -> PersistentFrozenSet:
+    def copy(self) -> PersistentFrozenSet[T_co]:
         """Return the set itself; of a subclass, a new PersistentFrozenSet in the same pool."""
         if type(self) is PersistentFrozenSet:
             return self
         with self._p_op:
-            made: PersistentFrozenSet = self._p_mm.new(PersistentFrozenSet, self)
+            made: PersistentFrozenSet[T_co] = self._p_mm.new(PersistentFrozenSet, self)
             return made
 
     __copy__ = copy
 
 
-_SETS = (set, frozenset, _AnySet)
-
-MutableSet.register(PersistentSet)
-AbstractSet.register(PersistentFrozenSet)
+_SETS = (set, frozenset, SetBase)
 
 
 def _plain(other: Any) -> Any:
     """Return what a built-in set can take."""
-    return other._p_plain() if isinstance(other, _AnySet) else other
+    return other._p_plain() if isinstance(other, SetBase) else other
 
 
 def _union(others: Iterable[Any]) -> dict[Any, None]:
     """Return a dict of all elements, in order."""
     content: dict[Any, None] = {}
     for other in others:
-        content.update(dict.fromkeys(other._p_all() if isinstance(other, _AnySet) else other))
+        content.update(dict.fromkeys(other._p_all() if isinstance(other, SetBase) else other))
     return content
 
 
-def _content(made: _AnySet, args: tuple[Any, ...], kw: dict[str, Any]) -> dict[Any, None]:
+def _content(made: SetBase[Any], args: tuple[Any, ...], kw: dict[str, Any]) -> dict[Any, None]:
     """Return the elements that a call of `set` with these arguments gives."""
     name = type(made).__name__
     if kw:
@@ -478,7 +512,7 @@ def _is_same(first: Any, second: Any) -> bool:
         if len(first) != len(second):
             return False
         ours, theirs = _elements(first, kept), _elements(second, kept)
-        if not any(isinstance(element, _AnySet) for element in (*ours, *theirs)):
+        if not any(isinstance(element, SetBase) for element in (*ours, *theirs)):
             if frozenset(ours) != frozenset(theirs):
                 return False
             continue
@@ -496,7 +530,7 @@ def _is_same(first: Any, second: Any) -> bool:
 
 def _elements(whole: Any, kept: list[Any]) -> list[Any]:
     """Return the elements of a set, with their hashes noted, for as long as `kept` lives."""
-    if not isinstance(whole, _AnySet):
+    if not isinstance(whole, SetBase):
         return list(whole)
     elements = whole._p_all()
     kept.append(elements)
@@ -512,7 +546,7 @@ def _is_unknown(element: Any) -> bool:
     return type(element).__hash__ is ours and element._p_hash is None
 
 
-def _note_hash(whole: PersistentFrozenSet, kept: list[Any]) -> int:
+def _note_hash(whole: PersistentFrozenSet[Any], kept: list[Any]) -> int:
     """Note the hash of a frozenset, and of all of those inside, the innermost first.
 
     Whatever is inside goes to `kept`: held by nobody else, it would be forgotten with its hash.

@@ -15,10 +15,10 @@ import operator
 import sys
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from types import GenericAlias
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, SupportsIndex, TypeVar, overload
 
 from pmshelve.errors import CorruptionError, StateError
+from pmshelve.generics import T_co
 from pmshelve.pmemobj.layout import BLOCK_SIZE_MAX, OID_SIZE, REFCOUNT_MASK, TYPE_CODE_SHIFT
 from pmshelve.pmemobj.persistent import compare
 from pmshelve.pmemobj.persistent.base import Container
@@ -40,13 +40,15 @@ if TYPE_CHECKING:
 
 __all__ = ["PersistentTuple"]
 
+_S = TypeVar("_S")
+
 _HEAD = 16
 """Bytes before the items."""
 _LENGTH_MAX = (BLOCK_SIZE_MAX - _HEAD) // OID_SIZE
 
 
 @register_static
-class PersistentTuple(Container):
+class PersistentTuple(Container, Sequence[T_co]):
     """A tuple in a pool; made with ``pool.new(PersistentTuple, iterable)``, or of a built-in tuple.
 
     Parameters
@@ -69,9 +71,10 @@ class PersistentTuple(Container):
     _p_code: ClassVar[int] = 18
     _p_size: ClassVar[int] = _HEAD
 
-    def __class_getitem__(cls, item: Any, /) -> GenericAlias:
-        return GenericAlias(cls, item)
-
+    @overload
+    def __init__(self, /) -> None: ...
+    @overload
+    def __init__(self, iterable: Iterable[T_co], /) -> None: ...
     def __init__(self, iterable: Iterable[Any] = (), /) -> None:
         operation = starting(self)
         values = iterable if type(iterable) in (list, tuple) else list(iterable)
@@ -126,6 +129,10 @@ class PersistentTuple(Container):
         with self._p_lock:
             return self._p_words[self._p_index + 1]
 
+    @overload
+    def __getitem__(self, index: SupportsIndex, /) -> T_co: ...
+    @overload
+    def __getitem__(self, index: slice, /) -> tuple[T_co, ...]: ...
     def __getitem__(self, index: Any, /) -> Any:
         if index.__class__ is not int:
             if isinstance(index, slice):
@@ -144,16 +151,18 @@ class PersistentTuple(Container):
         index_of(index, "tuple")  # raises for a huge one
         raise IndexError("tuple index out of range")
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[T_co]:
         return iter(self._p_all())
 
-    def __reversed__(self) -> Iterator[Any]:
+    def __reversed__(self) -> Iterator[T_co]:
         return iter(self._p_all()[::-1])
 
-    def __contains__(self, value: Any, /) -> bool:
+    def __contains__(self, value: object, /) -> bool:
         return value in self._p_all()
 
-    def index(self, value: Any, start: Any = 0, stop: Any = sys.maxsize, /) -> int:
+    def index(
+        self, value: Any, start: SupportsIndex = 0, stop: SupportsIndex = sys.maxsize, /
+    ) -> int:
         """Return the first index of a value; ValueError if it is not there."""
         return tuple(self._p_all()).index(value, start, stop)
 
@@ -176,16 +185,16 @@ class PersistentTuple(Container):
                 known = self._p_hash = _hash(self)
             return known
 
-    def __lt__(self, other: Any, /) -> Any:
+    def __lt__(self, other: tuple[Any, ...] | PersistentTuple[Any], /) -> bool:
         return self._p_order(other, operator.lt)
 
-    def __le__(self, other: Any, /) -> Any:
+    def __le__(self, other: tuple[Any, ...] | PersistentTuple[Any], /) -> bool:
         return self._p_order(other, operator.le)
 
-    def __gt__(self, other: Any, /) -> Any:
+    def __gt__(self, other: tuple[Any, ...] | PersistentTuple[Any], /) -> bool:
         return self._p_order(other, operator.gt)
 
-    def __ge__(self, other: Any, /) -> Any:
+    def __ge__(self, other: tuple[Any, ...] | PersistentTuple[Any], /) -> bool:
         return self._p_order(other, operator.ge)
 
     def _p_order(self, other: Any, operation: Callable[[Any, Any], Any]) -> Any:
@@ -193,18 +202,22 @@ class PersistentTuple(Container):
             return NotImplemented
         return compare.order(self, other, operation)
 
+    @overload
+    def __add__(self, other: tuple[T_co, ...] | PersistentTuple[T_co], /) -> tuple[T_co, ...]: ...
+    @overload
+    def __add__(self, other: tuple[_S, ...] | PersistentTuple[_S], /) -> tuple[T_co | _S, ...]: ...
     def __add__(self, other: Any, /) -> Any:
         if isinstance(other, tuple | PersistentTuple):
             return (*self._p_all(), *_items(other))
         return cannot_add(self, other, "tuple")
 
-    def __radd__(self, other: Any, /) -> tuple[Any, ...]:
+    def __radd__(self, other: tuple[_S, ...], /) -> tuple[T_co | _S, ...]:
         if isinstance(other, tuple):
             return (*_items(other), *self._p_all())
         return NotImplemented
 
-    def __mul__(self, count: Any, /) -> tuple[Any, ...]:
-        return tuple(self._p_all()) * count  # type: ignore[no-any-return]
+    def __mul__(self, count: SupportsIndex, /) -> tuple[T_co, ...]:
+        return tuple(self._p_all()) * count
 
     __rmul__ = __mul__
 
@@ -345,7 +358,6 @@ def _make_nested(manager: MemoryManager, value: tuple[Any, ...]) -> int:
     return done[id(value)]
 
 
-Sequence.register(PersistentTuple)
 compare.register(
     PersistentTuple, compare.Known("tuple", PersistentTuple.__len__, PersistentTuple._p_all)
 )

@@ -209,6 +209,7 @@ class FileBytes:
     path = None
     mmap_mode = None
     allow_pickle = True
+    keep_pickles = False
 
     def __init__(self, data: bytes) -> None:
         self.data = data

@@ -443,8 +443,7 @@ def test_a_closed_pool_refuses_everything(pool: Any) -> None:
         with pytest.raises(ClosedError, match="closed"):
             attempt()
     assert "closed" in repr(pool)
-    with pytest.raises(ClosedError):
-        repr(inner)
+    assert "closed" in repr(inner)  # a debugger shows it like anything else
 
 
 def test_a_closed_pools_object_does_not_go_into_another(make: Make, tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def test_what_cannot_be_made_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no room behind its journal"):
         rawpool.create(tmp_path / "pool", 8192, journal_size=8192)
     with pytest.raises(ValueError, match="durability must be"):
-        rawpool.create(tmp_path / "pool", 1 << 20, durability="none")
+        rawpool.create(tmp_path / "pool", 1 << 20, durability="some")
     with pytest.raises(FileNotFoundError):
         rawpool.create(tmp_path / "no" / "pool", 1 << 20)
     assert os.listdir(tmp_path) == []
