@@ -2,8 +2,8 @@
 
 With `--write`, the tables go into a Markdown page between lines `<!-- benchmark: NAME -->` and
 `<!-- end -->`, where NAME is `environment`, `targets`, `skipped` or a workload; so that every figure
-of that page comes from a command.  What is about the workloads of `pools.py` has blocks of its own: `pool
-environment` and so on.  With `--part`, blocks of what was not measured stay as they are.
+of that page comes from a command.  What is about the workloads of `pools.py`, `spill.py` and
+`zict_stores.py` has blocks of its own: `pool environment` and so on.  With `--part`, blocks of what was not measured stay as they are.
 """
 
 from __future__ import annotations
@@ -103,13 +103,13 @@ def judge(figures: Figures, target: Target) -> tuple[list[float], float] | None:
     if target.limit is not None:
         return entry["samples"], target.limit
     rival = best_rival(figures, target)
-    return None if rival is None else (ratios(entry, rival), 1.0)
+    return None if rival is None else (ratios(entry, rival), target.of_rival)
 
 
-def target_rows(figures: Figures, *, pools: bool = False) -> Iterator[list[str]]:
-    """Yield one row for each target: of the mmapdict, or of pools."""
+def target_rows(figures: Figures, group: str = "") -> Iterator[list[str]]:
+    """Yield one row for each target of a group of workloads."""
     for target in TARGETS:
-        if is_pool(target.workload) != pools:
+        if group_of(target.workload) != group:
             continue
         judged = judge(figures, target)
         if judged is None:
@@ -141,7 +141,8 @@ def _cpu(figures: Figures, target: Target) -> str:
 
 def _limit(target: Target) -> str:
     if target.limit is None:
-        return "≤ best peer"
+        share = "" if target.of_rival == 1 else f"{number(target.of_rival)} of "
+        return f"≤ {share}best peer"
     return f"{'≥' if target.more_is_better else '≤'} {number(target.limit)}"
 
 
@@ -183,15 +184,18 @@ def table(head: Sequence[str], rows: Iterator[list[str]]) -> str:
     return "\n".join(lines)
 
 
-def targets_table(figures: Figures, *, pools: bool) -> str:
-    """Return the table of all targets."""
+def targets_table(figures: Figures, group: str) -> str:
+    """Return the table of all targets of a group."""
     head = ["target", "figure", "reached", "CPU", "", "pace", "peers in the same run"]
-    return table(head, target_rows(figures, pools=pools))
+    return table(head, target_rows(figures, group))
 
 
-def is_pool(workload: str) -> bool:
-    """Whether a workload is one of `pools.py`."""
-    return workload.startswith("pool-")
+_GROUPS = {"pool-": "pool ", "spill-": "spill ", "zict-": "zict "}
+
+
+def group_of(workload: str) -> str:
+    """Return what the names of a workload's common blocks begin with: "" for the mmapdict's."""
+    return next((group for begin, group in _GROUPS.items() if workload.startswith(begin)), "")
 
 
 def workload_table(figures: Figures, workload: str) -> str:
@@ -237,12 +241,12 @@ def environment_text(figures: Figures) -> str:
     )
 
 
-def skipped_text(figures: Figures, *, pools: bool) -> str:
+def skipped_text(figures: Figures, group: str) -> str:
     """Say which engines were left out and why."""
     concerned = {
         name
         for workload in WORKLOADS.values()
-        if is_pool(workload.name) == pools
+        if group_of(workload.name) == group
         for name in workload.engines
     }
     skipped = {n: why for n, why in figures.outcome["skipped"].items() if n in concerned}
@@ -254,11 +258,10 @@ def skipped_text(figures: Figures, *, pools: bool) -> str:
 def blocks(figures: Figures) -> dict[str, str]:
     """Return every block that a page may ask for, by name."""
     result = {}
-    for pools in sorted({is_pool(workload) for workload in figures.workloads()}):
-        prefix = "pool " if pools else ""
-        result[f"{prefix}environment"] = environment_text(figures)
-        result[f"{prefix}targets"] = targets_table(figures, pools=pools)
-        result[f"{prefix}skipped"] = skipped_text(figures, pools=pools)
+    for group in sorted({group_of(workload) for workload in figures.workloads()}):
+        result[f"{group}environment"] = environment_text(figures)
+        result[f"{group}targets"] = targets_table(figures, group)
+        result[f"{group}skipped"] = skipped_text(figures, group)
     for workload in figures.workloads():
         result[workload] = workload_table(figures, workload)
     return result

@@ -18,7 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import arrays, peers, pools, processes, workloads  # noqa: F401 - they register themselves
+from benchmarks import (  # noqa: F401 - they register themselves
+    arrays,
+    peers,
+    pools,
+    processes,
+    spill,
+    workloads,
+    zict_stores,
+)
 from benchmarks.engines import ENGINES, Engine
 from benchmarks.framework import WORKLOADS, Job, Sample, Workload
 from benchmarks.machine import environment

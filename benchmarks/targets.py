@@ -31,6 +31,8 @@ class Target:
         Divide by this metric of the same engine: the limit is a ratio.
     rivals
         Which engines a limit of None compares with; all peers of the workload by default.
+    of_rival
+        The share of such a peer's figure that may be reached at most.
     peers
         What peers did where the target was set.
     """
@@ -43,6 +45,7 @@ class Target:
     more_is_better: bool = False
     base: str | None = None
     rivals: tuple[str, ...] = ()
+    of_rival: float = 1.0
     peers: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -100,6 +103,35 @@ TARGETS: tuple[Target, ...] = (
         for metric in ("set", "get seen")
     ),
     Target("shelf, set, visible", "shelf", "set", "pmshelve-shelf", 7.0),
+    *(
+        Target(f"dask's spilling, {what}, {metric}", workload, metric, "pmshelve-dask", None,
+               rivals=("dask",), of_rival=share)
+        for what, workload, metric, share in (
+            ("4 KiB bytes", "spill-bytes", "set", 1 / 1.4),
+            ("4 KiB bytes", "spill-bytes", "get", 1 / 1.2),
+            ("4 KiB arrays", "spill-arrays", "set", 1 / 1.4),
+            ("4 KiB arrays", "spill-arrays", "get", 1 / 1.2),
+            ("1 MiB arrays", "spill-large", "set", 1.0),
+            ("1 MiB arrays", "spill-large", "get", 1.0),
+            ("a computation", "spill-cluster", "wall", 1.0),
+        )
+    ),
+    *(
+        Target(f"zict mapping, {what}, {metric}", workload, metric, "pmshelve-zict", None,
+               rivals=(rival,), of_rival=share)
+        for what, workload, metric, rival, share in (
+            ("4 KiB", "zict-bytes", "set", "zict-file", 1 / 5),
+            ("4 KiB", "zict-bytes", "get", "zict-file", 1 / 3),
+            ("1 MiB", "zict-large", "set", "zict-file-memmap", 1.0),
+            ("1 MiB", "zict-large", "get", "zict-file", 1 / 3),
+            ("dask's serialiser", "zict-dask", "set, get, delete", "zict-lmdb", 1.0),
+        )
+    ),
+    *(
+        Target(f"zict mapping, {what}, set again", workload, "set again", "pmshelve-zict", 1.2,
+               base="set")
+        for what, workload in (("4 KiB", "zict-bytes"), ("1 MiB", "zict-large"))
+    ),
     Target("put on the disk", "synced", "put", "pmshelve-sync", None),
     Target(
         "put, file of 100,000 keys against 500",
