@@ -72,13 +72,31 @@ def closing(run: Run) -> None:
     run.commit(lambda mini: mini.set_word(0, 3))
 
 
+def killed(run: Run) -> None:
+    """Kills, after each of which the next process recovers what may not be on the disk yet."""
+    run.commit(lambda mini: [mini.set_word(i * 4096, 7 + i) for i in range(3)])
+    run.be_killed()
+    run.commit(lambda mini: mini.fill(4000, bytes(range(200)) * 3))
+    run.commit(lambda mini: mini.move(16, 0, 6000))
+    run.be_killed()
+    run.commit(lambda mini: mini.allocate(0, b"x" * BLOCK_SIZE))
+    run.commit(lambda mini: mini.allocate(1, b"y" * BLOCK_SIZE))
+    run.commit(lambda mini: mini.write_block(1, 4088, 5))
+    run.be_killed()
+    run.commit(lambda mini: mini.allocate(1, b""))
+    run.checkpoint()
+    run.commit(lambda mini: mini.allocate(1, b"z" * BLOCK_SIZE))
+    run.be_killed()
+    run.commit(lambda mini: mini.fill(0, LARGE))
+
+
 def anything(run: Run) -> None:
     for _ in range(3):
         run.random(5)
         run.rng.choice((run.sync, run.checkpoint, run.reopen))()
 
 
-FIXED = (words, wrapping, moves, large, growth, reuse, closing)
+FIXED = (words, wrapping, moves, large, growth, reuse, closing, killed)
 
 
 def run_and_attack(scenario: PoolScenario, home: Path, states_max: int, seed: int) -> int:
@@ -88,7 +106,7 @@ def run_and_attack(scenario: PoolScenario, home: Path, states_max: int, seed: in
     return attack(record(scenario, str(disk), seed), str(state), states_max=states_max, seed=seed)
 
 
-@pytest.mark.parametrize("durability", ["full", "lazy"])
+@pytest.mark.parametrize("durability", ["full", "lazy", "none"])
 @pytest.mark.parametrize("steps", FIXED, ids=lambda steps: steps.__name__)
 def test_every_cut(
     steps: Callable[[Run], None],
@@ -98,10 +116,11 @@ def test_every_cut(
     count_states: Callable[[int], None],
 ) -> None:
     scenario = PoolScenario(steps.__name__, durability, steps)
-    count_states(run_and_attack(scenario, tmp_path, STATES * profile.factor, seed=1))
+    states = STATES // 3 if durability == "none" else STATES
+    count_states(run_and_attack(scenario, tmp_path, states * profile.factor, seed=1))
 
 
-@pytest.mark.parametrize("durability", ["full", "lazy"])
+@pytest.mark.parametrize("durability", ["full", "lazy", "none"])
 def test_every_cut_of_a_creation(
     durability: str, tmp_path: Path, profile: Any, count_states: Callable[[int], None]
 ) -> None:
