@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import stat
 from typing import TYPE_CHECKING
 
 from pmshelve.dbm_compat import mmapdict as mmapdict_door
 from pmshelve.errors import NotAStoreError, PmshelveError
 from pmshelve.mmapdict import mmapdict
+from pmshelve.storage import file as storage
 
 if TYPE_CHECKING:
     from pmshelve.cli.pool import PoolFile
+    from pmshelve.storage.progress import Progress
 
 __all__ = ["detect", "open_file", "open_pool", "refuse_directory"]
 
@@ -31,6 +34,8 @@ def detect(path: str) -> str:
         It cannot be read.
     """
     refuse_directory(path)
+    if not stat.S_ISREG(storage.system.stat(path).st_mode):  # opening a pipe waits for its writer
+        raise NotAStoreError("not a regular file", path)
     if mmapdict_door.recognizes(path):
         return "mmapdict"
     from pmshelve.dbm_compat import pools
@@ -47,7 +52,11 @@ def refuse_directory(path: str) -> None:
 
 
 def open_file(
-    path: str, *, writable: bool = False, allow_pickle: bool = False
+    path: str,
+    *,
+    writable: bool = False,
+    allow_pickle: bool = False,
+    progress: Progress | None = None,
 ) -> mmapdict | PoolFile:
     """Open the store in the file; one that does not exist is not created, a pickle not converted.
 
@@ -59,26 +68,27 @@ def open_file(
         Open for writing; else nothing is written at all.
     allow_pickle
         Let reading a value run the unpickler, and a pool import the classes of its objects.
+    progress
+        Called with thousandths of what a pool needs that was not closed in order.
     """
     if detect(path) == "mmapdict":
         return mmapdict(path, readonly=not writable, convert=False, allow_pickle=allow_pickle)
     from pmshelve.cli.pool import PoolFile
 
-    return PoolFile(path, writable=writable, trusted=allow_pickle)
+    return PoolFile(path, writable=writable, trusted=allow_pickle, progress=progress)
 
 
-def open_pool(path: str) -> PoolFile:
-    """Open a pool to read it, as `open_file` does.
+def open_pool(path: str, *, writable: bool = False, progress: Progress | None = None) -> PoolFile:
+    """Open a pool, as `open_file` does.
 
     Raises
     ------
     PmshelveError
         It is another store.
     """
-    found = open_file(path)
-    if isinstance(found, mmapdict):
-        found.close()
-        raise PmshelveError(
-            "an mmapdict file, not a pool", path, hint="it is a pickle: copy it as it is"
-        )
-    return found
+    if detect(path) == "mmapdict":
+        hint = "vacuum is for those" if writable else "it is a pickle: copy it as it is"
+        raise PmshelveError("an mmapdict file, not a pool", path, hint=hint)
+    from pmshelve.cli.pool import PoolFile
+
+    return PoolFile(path, writable=writable, progress=progress)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import io
-import os
-import secrets
+import stat
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from typing import IO, Any
+from typing import Any
 
 from pmshelve.cli.detect import open_pool
+from pmshelve.cli.output import replacing
+from pmshelve.cli.progress import bar, telling
 from pmshelve.storage import file as storage
 
 __all__ = ["add"]
@@ -22,54 +20,39 @@ def add(commands: Any) -> None:
     parser = commands.add_parser("dump", help="write what a pool holds, for load")
     parser.add_argument("file", metavar="FILE")
     parser.add_argument("out", metavar="OUT", help="the file to write; - for standard output")
+    parser.add_argument("-q", "--quiet", action="store_true", help="show no progress")
     parser.set_defaults(command=_run)
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    with open_pool(arguments.file) as pool:
-        if arguments.out == "-":
-            pool.dump(sys.stdout.buffer)
+    out = arguments.out
+    before = _signature(out)
+
+    def truth() -> str:
+        if out == "-":
+            return "what was written is not all of it; the pool was only read"
+        if _signature(out) == before:
+            return f"{out} is as it was; the pool was only read"
+        return f"{out} was written, and is whole"
+
+    with (
+        telling(truth),
+        open_pool(arguments.file) as pool,
+        bar("dump", quiet=arguments.quiet) as report,
+    ):
+        if out == "-":
+            pool.dump(sys.stdout.buffer, progress=report)
             return 0
-        with _replacing(arguments.out) as stream:
-            count = pool.dump(stream)
+        with replacing(out, of=arguments.file) as stream:
+            count = pool.dump(stream, progress=report)
     print(f"{count} objects")
     return 0
 
 
-class _Raw(io.RawIOBase):
-    """A file that is written from beginning to end, through the file layer."""
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-        self._offset = 0
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        view = memoryview(data)
-        storage.write_at(self._fd, view, self._offset)
-        self._offset += view.nbytes
-        return view.nbytes
-
-
-@contextmanager
-def _replacing(path: str) -> Iterator[IO[bytes]]:
-    """Open a new file that takes the name `path` once it is whole; on an error there is none."""
-    scratch = f"{path}.{secrets.token_hex(8)}.tmp"
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
-    fd = storage.system.open(scratch, flags, 0o666)
+def _signature(path: str) -> tuple[int, int, int] | None:
+    """Return what differs from file to file; None if there is none, or none that is replaced."""
     try:
-        try:
-            stream: Any = io.BufferedWriter(_Raw(fd), 1 << 20)
-            yield stream
-            stream.flush()
-            storage.datasync(fd)
-        finally:
-            storage.system.close(fd)
-        storage.replace(scratch, path)
-    except BaseException:
-        with suppress(OSError):
-            storage.unlink(scratch)
-        raise
-    storage.sync_directory(path)
+        found = storage.system.stat(path)
+    except OSError:
+        return None
+    return (found.st_dev, found.st_ino, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else None

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import io
+import errno
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from pmshelve.cli.detect import refuse_directory
+from pmshelve.cli.output import reading
+from pmshelve.cli.progress import bar, telling
 from pmshelve.errors import FormatError
 from pmshelve.storage import file as storage
+
+if TYPE_CHECKING:
+    from pmshelve.storage.progress import Progress
 
 __all__ = ["add"]
 
@@ -22,53 +26,55 @@ def add(commands: Any) -> None:
     parser = commands.add_parser("load", help="make a new pool from what dump wrote")
     parser.add_argument("source", metavar="OUT", help="what dump wrote; - for standard input")
     parser.add_argument("file", metavar="NEWFILE", help="the pool; there must be no such file")
+    parser.add_argument("-q", "--quiet", action="store_true", help="show no progress")
     parser.set_defaults(command=_run)
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from pmshelve.pmemobj.pool import PersistentObjectPool
+    path = arguments.file
 
-    with _reading(arguments.source) as stream:
-        pool = PersistentObjectPool(arguments.file, "x", durability="lazy")
-        try:
-            with pool:
-                count = pool.load(stream)
-        except BaseException as problem:
-            if isinstance(problem, FormatError) and problem.path is None:
-                problem.path = arguments.source
-            with suppress(OSError):
-                storage.unlink(arguments.file)
-            raise
-    print(f"{count} objects")
+    made: list[int] = []
+
+    def truth() -> str:
+        return f"{path} was made, and is whole" if made else f"{path} was not made"
+
+    with (
+        telling(truth),
+        _source(arguments.source) as stream,
+        bar("load", quiet=arguments.quiet) as report,
+    ):
+        _load(stream, arguments.source, path, report, made)
+    print(f"{made[0]} objects")
     return 0
 
 
-class _Raw(io.RawIOBase):
-    """A file that is read from beginning to end, through the file layer."""
+def _load(stream: IO[bytes], source: str, path: str, progress: Progress, made: list[int]) -> None:
+    """Make the pool, or none; once it is whole, `made` holds the number of its objects."""
+    from pmshelve.pmemobj.pool import PersistentObjectPool
 
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-        self._offset = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        data = storage.read_at(self._fd, len(buffer), self._offset)
-        buffer[: len(data)] = data
-        self._offset += len(data)
-        return len(data)
+    if storage.exists(path):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
+    try:
+        # In here, since Ctrl-C may come as soon as the file is made.
+        with PersistentObjectPool(path, "x", durability="lazy") as pool:
+            count = pool.load(stream, progress=progress)
+        made.append(count)
+    except FileExistsError:
+        raise  # somebody made it just now
+    except BaseException as problem:
+        if made:
+            raise
+        if isinstance(problem, FormatError) and problem.path is None:
+            problem.path = source
+        with suppress(OSError):
+            storage.unlink(path)
+        raise
 
 
 @contextmanager
-def _reading(path: str) -> Iterator[IO[bytes]]:
+def _source(path: str) -> Iterator[IO[bytes]]:
     if path == "-":
         yield sys.stdin.buffer
         return
-    refuse_directory(path)
-    fd = storage.system.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-    try:
-        stream: Any = io.BufferedReader(_Raw(fd), 1 << 20)
+    with reading(path) as stream:
         yield stream
-    finally:
-        storage.system.close(fd)

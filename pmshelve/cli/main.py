@@ -1,7 +1,8 @@
 """Find the command, run it, and tell what went wrong in one line.
 
 Exit codes: 0, all is well; 1, the file is damaged, or there is no such key; 2, wrong usage, or the
-command could not do its work; 130, interrupted; 141, the reader of the output left.
+command could not do its work; 130, interrupted, with a line that says what is true of the file;
+141, the reader of the output left.
 `run` ends with the exit code of the script it runs.
 """
 
@@ -14,7 +15,20 @@ import sys
 from collections.abc import Sequence
 
 from pmshelve import __version__
-from pmshelve.cli import check, dump, get, info, keys, load, run, vacuum
+from pmshelve.cli import (
+    check,
+    convert,
+    dump,
+    gc,
+    get,
+    info,
+    keys,
+    load,
+    map,
+    run,
+    vacuum,
+)
+from pmshelve.cli.progress import Interrupted
 from pmshelve.errors import CorruptionError, PmshelveError
 from pmshelve.storage import file as storage
 
@@ -44,6 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _forget_output()
         return _READER_LEFT
+    except Interrupted as told:
+        print(f"pmshelve: interrupted: {told}", file=sys.stderr)
+        return _INTERRUPTED
     except KeyboardInterrupt:
         return _INTERRUPTED
     except (PmshelveError, OSError) as problem:
@@ -58,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"pmshelve {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (info, keys, get, check, vacuum, dump, load, run):
+    for module in (info, map, keys, get, check, vacuum, gc, convert, dump, load, run):
         module.add(commands)
     return parser
 

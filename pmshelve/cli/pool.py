@@ -1,4 +1,4 @@
-"""A pool as the commands see it: a mapping from text to values, and what it says of itself.
+"""A pool as the commands see it: a mapping from text to values, and what is done with all of it.
 
 Unless it is told to trust the file, nothing here imports a class that the file names, or unpickles.
 """
@@ -9,7 +9,7 @@ import ast
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
 from pmshelve.dbm_compat.pools import face_of, root_type, store_of
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from pmshelve.dbm_compat.pools import PoolStore
+    from pmshelve.storage.progress import Progress
 
 __all__ = ["PoolFile"]
 
@@ -37,19 +38,36 @@ class PoolFile:
         Open for writing; else nothing is written at all.
     trusted
         Let reading import the classes that the file names, and run the unpickler.
+    progress
+        Called while garbage is collected, in a pool that was not closed in order.
     """
 
-    def __init__(self, path: str, *, writable: bool = False, trusted: bool = False) -> None:
+    def __init__(
+        self,
+        path: str,
+        *,
+        writable: bool = False,
+        trusted: bool = False,
+        progress: Progress | None = None,
+    ) -> None:
         self._pool = PersistentObjectPool(
-            path, "w" if writable else "r", allow_pickle=trusted or writable
+            path, "w" if writable else "r", allow_pickle=trusted or writable, progress=progress
         )
         self._trusted = trusted
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self._pool.close()
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            self._pool.leave()  # closing would collect all that the interrupted work did not
+        else:
+            self._pool.close()
 
     # What it holds ------------------------------------------------------------------------------
 
@@ -118,21 +136,25 @@ class PoolFile:
 
     # What it is ---------------------------------------------------------------------------------
 
-    def facts(self) -> dict[str, Any]:
-        """Return what `info` prints."""
-        name = root_type(self._pool)
-        facts = asdict(self._pool.stats(walk=True))
-        root = name.rpartition(":")[2] if name.startswith("pmshelve.") else name
-        return {**facts, "root": root or None, "face": face_of(name) or None}
-
-    def dump(self, stream: IO[bytes]) -> int:
+    def dump(self, stream: IO[bytes], *, progress: Progress | None = None) -> int:
         """Write everything that the root leads to; return the number of objects."""
-        return self._pool.dump(stream)
+        return self._pool.dump(stream, progress=progress)
 
-    def check(self) -> list[Any]:
+    def check(self, *, progress: Progress | None = None) -> list[Any]:
         """Return every broken invariant."""
-        return list(self._pool.check())
+        return list(self._pool.check(progress=progress))
 
-    def vacuum(self) -> None:
+    def vacuum(self, *, progress: Progress | None = None) -> None:
         """Free what cannot be reached; closing gives the file's unused end back."""
-        self._pool.gc()
+        self.collect(progress=progress)
+
+    def collect(self, *, progress: Progress | None = None) -> tuple[dict[str, int], dict[str, int]]:
+        """Free what cannot be reached; return what `PersistentObjectPool.gc` does.
+
+        What was freed when the pool was opened, if it had not been closed in order, counts too.
+        """
+        live, counts = self._pool.gc(progress=progress)
+        for name, number in self._pool.recovered.items():
+            if name.endswith(("-gced", "-mended")):
+                counts[name] = counts.get(name, 0) + number
+        return live, counts

@@ -58,13 +58,14 @@ def test_info_says_what_the_pool_is(path: Path, run: Run) -> None:
     assert (code, err) == (0, "")
     facts = json.loads(out)
     assert facts["kind"] == "pmemobj"
-    assert facts["file_size"] == path.stat().st_size
+    assert facts["size"] == path.stat().st_size
     assert facts["root"] == "PersistentDict"
     assert facts["face"] is None
     assert facts["objects"]["PersistentList"] == 1
     code, out, _ = run("info", path)
     assert code == 0
-    assert "kind         pmemobj\n" in out
+    assert "kind          pool of pmemobj\n" in out
+    assert "PersistentList        1\n" in out
 
 
 @pytest.mark.parametrize(
@@ -81,7 +82,7 @@ def test_info_names_the_face(
 ) -> None:
     make(tmp_path / "pool").close()
     facts = json.loads(run("info", "--json", tmp_path / "pool")[1])
-    assert (facts["root"], facts["face"]) == (root, face)
+    assert (facts["root"] or None, facts["face"]) == (root, face)
 
 
 # keys and get -----------------------------------------------------------------------------------
@@ -188,6 +189,7 @@ with pmemobj.create(sys.argv[1]) as pool:
     ("root", "command", "code"),
     [
         ("Root", ["info"], 0),
+        ("Root", ["map"], 0),
         ("Root", ["check"], 0),
         ("Root", ["keys"], 2),
         ("Root", ["get", "number"], 2),
@@ -270,6 +272,36 @@ def test_vacuum_gives_space_back(path: Path, run: Run) -> None:
         assert_sound(pool)
 
 
+# gc ---------------------------------------------------------------------------------------------
+
+
+def test_gc_frees_what_nothing_leads_to(path: Path, run: Run) -> None:
+    with pmemobj.open(path) as pool:
+        for _ in range(5):
+            ring = pool.new(PersistentList)
+            ring.append(ring)
+            del ring
+        pool._end(clean=False, size=None)  # a kill, as far as the file can tell
+    assert json.loads(run("info", "--json", path)[1])["objects"]["PersistentList"] == 6
+    code, out, err = run("gc", path)
+    assert (code, err) == (0, "")
+    assert out.startswith("5 freed\n")
+    assert "PersistentDict" in out
+    assert json.loads(run("info", "--json", path)[1])["objects"]["PersistentList"] == 1
+    told = json.loads(run("gc", "--json", path)[1])
+    assert told["freed"] == 0
+    assert told["live"]["PersistentList"] == 1
+    with pmemobj.open(path) as pool:
+        assert_sound(pool)
+
+
+def test_gc_is_for_pools(tmp_path: Path, run: Run) -> None:
+    mmapdict(tmp_path / "store").close()
+    code, out, err = run("gc", tmp_path / "store")
+    assert (code, out) == (2, "")
+    assert "not a pool; vacuum is for those" in err
+
+
 # dump, load -------------------------------------------------------------------------------------
 
 
@@ -346,7 +378,7 @@ def test_dump_is_for_pools(tmp_path: Path, run: Run) -> None:
 # Manners ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", [["info"], ["keys"], ["get", "text"], ["check"]])
+@pytest.mark.parametrize("command", [["info"], ["map"], ["keys"], ["get", "text"], ["check"]])
 def test_looking_writes_nothing(path: Path, run: Run, command: list[str]) -> None:
     os.utime(path, ns=(1, 1))
     before = path.read_bytes()
@@ -361,7 +393,7 @@ def test_looking_writes_nothing(path: Path, run: Run, command: list[str]) -> Non
     assert path.stat().st_mtime_ns == 1
 
 
-@pytest.mark.parametrize("command", [["info"], ["keys"], ["check"], ["vacuum"]])
+@pytest.mark.parametrize("command", [["keys"], ["check"], ["vacuum"], ["gc"]])
 def test_a_pool_that_another_process_writes_is_refused(
     path: Path, run: Run, command: list[str]
 ) -> None:
