@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-all torture coverage lint format bench clean FORCE
+.PHONY: help demo test test-all torture coverage lint format bench docs clean FORCE
 
 VENV ?= .venv
 PY := $(VENV)/bin/python
@@ -11,7 +11,7 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 PYTEST := $(PY) -m pytest -n auto --maxprocesses 8 --dist worksteal
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
-LINTED := pmshelve tests benchmarks demo
+LINTED := pmshelve tests benchmarks demo examples tools/*.py
 
 help:
 	@echo "make demo      the main job on this machine's own Python library, and what it measured"
@@ -20,6 +20,7 @@ help:
 	@echo "make coverage  the test suite with branch coverage"
 	@echo "make test-all  the test suite under every CPython >= 3.10 of this machine"
 	@echo "make torture   the model, crash, fault and concurrency tests in their long form"
+	@echo "make docs      the documentation, with search and an API reference, in build/site"
 	@echo "make bench     the benchmarks against peers (docs/performance.md)"
 	@echo "make format    let ruff rewrite what it can"
 	@echo "make clean     remove environments, caches and build products"
@@ -61,13 +62,17 @@ format: $(VENV)/.lint
 	$(PY) -m ruff check --fix $(LINTED)
 	$(PY) -m ruff format $(LINTED)
 
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+	@echo "build/site/index.html; with search: $(PY) -m http.server -d build/site"
+
 bench: $(VENV)/.bench
 	$(PY) -m benchmarks.run $(BENCH_ARGS)
 
 clean:
 	rm -rf .venv .venvs build dist .coverage .coverage.* htmlcov .hypothesis .import_linter_cache
 	rm -rf .mypy_cache .pytest_cache .ruff_cache
-	find pmshelve tests benchmarks demo -name __pycache__ -type d -prune -exec rm -rf {} +
+	find pmshelve tests benchmarks demo examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The environment.  Each stamp stands for one set of packages and goes stale with pyproject.toml.
 # An environment that does not run, or that a copied or moved clone brought along, is made again.
@@ -98,6 +103,10 @@ $(VENV)/.run: $(VENV)/.made pyproject.toml
 $(VENV)/.test: $(VENV)/.made pyproject.toml
 	$(PIP) --only-binary numpy,pandas,pyarrow -e '.[test]' \
 	    || { echo "going on without the optional peers"; $(PIP) -e '.[test-core]'; }
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.made pyproject.toml
+	$(PIP) -e '.[docs]'
 	@touch $@
 
 $(VENV)/.lint: $(VENV)/.made pyproject.toml

@@ -16,9 +16,9 @@ from __future__ import annotations
 import os
 import pickle
 import shelve
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, overload
 
 from pmshelve.dbm_compat import mmapdict as mmapdict_door
 from pmshelve.dbm_compat.database import Database
@@ -26,6 +26,9 @@ from pmshelve.dbm_compat.mmapdict import parse_flag
 from pmshelve.errors import NotAStoreError, PickleRefusedError, WrongDoorError
 
 if TYPE_CHECKING:
+    from dbm import _TFlags
+
+    from _typeshed import SupportsKeysAndGetItem
     from typing_extensions import Self
 
     from pmshelve.dbm_compat.pools import PoolStore
@@ -33,13 +36,15 @@ if TYPE_CHECKING:
 
     Base = shelve.Shelf[Any]
     _Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+    _MmapMode = Literal["r+", "r", "c"]
 else:
     Base = shelve.Shelf
 
-__all__ = ["ClassicShelf", "NativeShelf", "ShelveError", "open"]
+__all__ = ["BaseShelf", "ClassicShelf", "NativeShelf", "ShelveError", "open"]
 
 _Serializer = Callable[[Any, int], Any]
 _Deserializer = Callable[[bytes], Any]
+_T = TypeVar("_T")
 
 if TYPE_CHECKING or not hasattr(shelve, "ShelveError"):
 
@@ -50,6 +55,70 @@ else:  # pragma: no cover - CPython 3.15
     ShelveError = shelve.ShelveError
 
 
+@overload
+def open(
+    filename: _Path,
+    flag: _TFlags = "c",
+    protocol: int | None = None,
+    writeback: bool = False,
+    *,
+    backend: Literal["mmapdict"] = "mmapdict",
+    serializer: None = None,
+    deserializer: None = None,
+    mode: int = 0o666,
+    timeout: float | None = 60.0,
+    exclusive: bool = False,
+    sync: bool = False,
+    mmap_mode: _MmapMode | None = "c",
+    allow_pickle: bool = True,
+) -> BaseShelf: ...
+@overload
+def open(
+    filename: _Path,
+    flag: _TFlags = "c",
+    protocol: int | None = None,
+    writeback: bool = False,
+    *,
+    backend: Literal["mmapdict"] = "mmapdict",
+    serializer: _Serializer,
+    deserializer: _Deserializer,
+    mode: int = 0o666,
+    timeout: float | None = 60.0,
+    exclusive: bool = False,
+    sync: bool = False,
+    mmap_mode: _MmapMode | None = "c",
+    allow_pickle: bool = True,
+) -> ClassicShelf: ...
+@overload
+def open(
+    filename: _Path,
+    flag: _TFlags = "c",
+    protocol: int | None = None,
+    writeback: bool = False,
+    *,
+    backend: Literal["pmemobj"],
+    serializer: None = None,
+    deserializer: None = None,
+    mode: int = 0o666,
+    timeout: float | None = 60.0,
+    sync: bool = False,
+    allow_pickle: bool = True,
+) -> BaseShelf: ...
+@overload
+def open(
+    filename: _Path,
+    flag: _TFlags = "c",
+    protocol: int | None = None,
+    writeback: bool = False,
+    *,
+    backend: Literal["pmemobj"],
+    serializer: _Serializer,
+    deserializer: _Deserializer,
+    mode: int = 0o666,
+    timeout: float | None = 60.0,
+    sync: bool = False,
+    allow_pickle: bool = True,
+) -> ClassicShelf: ...
 def open(
     filename: _Path,
     flag: str = "c",
@@ -65,7 +134,7 @@ def open(
     sync: bool = False,
     mmap_mode: str | None = "c",
     allow_pickle: bool = True,
-) -> shelve.Shelf[Any]:
+) -> BaseShelf:
     """Open a shelf: a persistent dict with str keys and values of any kind that pickle takes.
 
     Parameters
@@ -175,7 +244,7 @@ def _open_store(backend: str, filename: _Path, *arguments: Any, face: str, **opt
         raise
 
 
-class _Shelf(Base):
+class BaseShelf(Base):
     """What both kinds of shelf do in one batch, or better than `shelve.Shelf` of older Pythons."""
 
     dict: Any
@@ -192,7 +261,13 @@ class _Shelf(Base):
         if self.writeback:
             self.cache[key] = value
 
-    def update(self, *pairs: Any, **others: Any) -> None:
+    @overload
+    def update(self, pairs: SupportsKeysAndGetItem[str, Any], /, **others: Any) -> None: ...
+    @overload
+    def update(self, pairs: Iterable[tuple[str, Any]], /, **others: Any) -> None: ...
+    @overload
+    def update(self, /, **others: Any) -> None: ...
+    def update(self, /, *pairs: Any, **others: Any) -> None:
         """Store all pairs, given as `dict.update` takes them, in one batch."""
         with self.batch():
             super().update(*pairs, **others)
@@ -218,6 +293,14 @@ class _Shelf(Base):
         except BaseException:
             self.cache = cache
             raise
+
+    def reorganize(self) -> None:
+        """Sync, then give back the space of replaced and deleted values, if the store can."""
+        self.sync()
+        self._compact()
+
+    def _compact(self) -> None:
+        raise NotImplementedError
 
     def _atomic(self) -> AbstractContextManager[Any]:
         batch = getattr(self.dict, "batch", nullcontext)
@@ -245,7 +328,7 @@ class _Shelf(Base):
                 store.close()
 
 
-class NativeShelf(_Shelf):
+class NativeShelf(BaseShelf):
     """A shelf that keeps values as the store keeps them.
 
     Parameters
@@ -260,7 +343,7 @@ class NativeShelf(_Shelf):
 
     def __init__(
         self,
-        store: mmapdict | PoolStore,
+        store: mmapdict[Any] | PoolStore,
         protocol: int | None = None,
         writeback: bool = False,
     ) -> None:
@@ -293,6 +376,10 @@ class NativeShelf(_Shelf):
     def __iter__(self) -> Iterator[str]:
         return iter(self.dict)
 
+    @overload
+    def get(self, key: str, default: None = None) -> Any | None: ...
+    @overload
+    def get(self, key: str, default: _T) -> Any | _T: ...
     def get(self, key: str, default: Any = None) -> Any:
         """Return the value of `key`, or `default` if there is none."""
         try:
@@ -302,9 +389,7 @@ class NativeShelf(_Shelf):
                 raise
             return default
 
-    def reorganize(self) -> None:
-        """Sync, then give back the space of replaced and deleted values."""
-        self.sync()
+    def _compact(self) -> None:
         self.dict.vacuum()
 
     def close(self) -> None:
@@ -315,7 +400,7 @@ class NativeShelf(_Shelf):
             self._get, self._put = self.dict.__getitem__, self.dict.__setitem__
 
 
-class ClassicShelf(_Shelf):
+class ClassicShelf(BaseShelf):
     """A shelf over any mapping of bytes keys to bytes values: `shelve.Shelf` of CPython 3.15.
 
     Parameters
@@ -340,8 +425,8 @@ class ClassicShelf(_Shelf):
     ) -> None:
         _check_pair(serializer, deserializer)
         super().__init__(dict, protocol, writeback, keyencoding)
-        self.serializer = serializer or pickle.dumps
-        self.deserializer = deserializer or pickle.loads
+        self.serializer: _Serializer = serializer or pickle.dumps
+        self.deserializer: _Deserializer = deserializer or pickle.loads
 
     def __getitem__(self, key: str) -> Any:
         try:
@@ -356,9 +441,7 @@ class ClassicShelf(_Shelf):
         data = self.serializer(value, self._protocol)
         self.dict[key.encode(self.keyencoding)] = data
 
-    def reorganize(self) -> None:
-        """Sync, then give back the space of replaced and deleted values, if the mapping can."""
-        self.sync()
+    def _compact(self) -> None:
         if hasattr(self.dict, "reorganize"):
             self.dict.reorganize()
 

@@ -18,9 +18,11 @@ if TYPE_CHECKING:
 __all__ = ["mmapdict", "pmemobj", "register", "unregister"]
 
 
-def __getattr__(name: str) -> Any:
-    if name == "pmemobj":  # a store of its own, which not everybody needs
-        from importlib import import_module
+if not TYPE_CHECKING:  # to whom the module would have any name
 
-        return import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name: str) -> Any:
+        if name == "pmemobj":  # a store of its own, which not everybody needs
+            from importlib import import_module
+
+            return import_module(f"{__name__}.{name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

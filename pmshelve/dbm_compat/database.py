@@ -12,18 +12,24 @@ database does; errors of pmshelve that are no `OSError` are raised as one, the o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, MutableMapping, ValuesView
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, ValuesView
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar, overload
 
 from pmshelve.errors import ClosedError, PmshelveError
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from _typeshed import SupportsKeysAndGetItem
+    from typing_extensions import Buffer, Self
+
+    _Data = str | Buffer
+    _T = TypeVar("_T")
+    _Key = TypeVar("_Key", str, bytes)
 
 __all__ = ["Database", "error", "raise_as_dbm_error"]
 
 error = OSError
+"""What goes wrong is one of these, in every dbm module of ours."""
 
 _CLOSED = "DBM object has already been closed"
 _READ_ONLY = "The database is opened for reading only"
@@ -47,7 +53,7 @@ class _Store(Protocol):
     def close(self) -> None: ...
 
 
-class Database(MutableMapping[Any, Any]):
+class Database(MutableMapping[bytes, bytes]):
     """An open database, as `open` of a dbm module returns it.
 
     Parameters
@@ -82,7 +88,7 @@ class Database(MutableMapping[Any, Any]):
 
     # One key --------------------------------------------------------------------------------
 
-    def __getitem__(self, key: Any) -> Any:
+    def __getitem__(self, key: _Data) -> bytes:
         try:
             name = key.decode() if key.__class__ is self._decoded else self._lookup(key)
         except UnicodeDecodeError:
@@ -100,7 +106,7 @@ class Database(MutableMapping[Any, Any]):
             "open the file with pmshelve.open"
         )
 
-    def __setitem__(self, key: Any, value: Any) -> None:
+    def __setitem__(self, key: _Data, value: _Data) -> None:
         if self._readonly:
             raise error(_READ_ONLY)
         try:
@@ -114,7 +120,7 @@ class Database(MutableMapping[Any, Any]):
         except PmshelveError as problem:
             raise_as_dbm_error(problem)
 
-    def __delitem__(self, key: Any) -> None:
+    def __delitem__(self, key: _Data) -> None:
         if self._readonly:
             raise error(_READ_ONLY)
         try:
@@ -128,7 +134,7 @@ class Database(MutableMapping[Any, Any]):
         except PmshelveError as problem:
             raise_as_dbm_error(problem)
 
-    def __contains__(self, key: Any) -> bool:
+    def __contains__(self, key: object) -> bool:
         try:
             name = key.decode() if key.__class__ is self._decoded else self._lookup(key)
         except UnicodeDecodeError:
@@ -139,6 +145,25 @@ class Database(MutableMapping[Any, Any]):
             return self._has(name)
         except PmshelveError as problem:
             raise_as_dbm_error(problem)
+
+    if TYPE_CHECKING:  # `MutableMapping` does it; any key that is taken elsewhere is taken here
+
+        @overload
+        def get(self, key: _Data, default: None = None) -> bytes | None: ...
+        @overload
+        def get(self, key: _Data, default: _T) -> bytes | _T: ...
+        def get(self, key: Any, default: Any = None) -> Any:
+            """Return the value of `key`, or `default`."""
+
+        @overload
+        def pop(self, key: _Data) -> bytes: ...
+        @overload
+        def pop(self, key: _Data, default: _T) -> bytes | _T: ...
+        def pop(self, key: Any, default: Any = None) -> Any:
+            """Delete `key` and return its value, or `default`."""
+
+        def setdefault(self, key: _Data, default: _T) -> bytes | _T:
+            """Return the value of `key`, which is set to `default` if it does not exist."""
 
     def _lookup(self, key: Any) -> Any:
         """Return the store's name for `key`; as in `dbm.dumb`, what cannot be a key is missing."""
@@ -168,12 +193,12 @@ class Database(MutableMapping[Any, Any]):
 
     __iter__ = iterkeys
 
-    def items(self) -> list[tuple[bytes, Any]]:  # type: ignore[override]
+    def items(self) -> list[tuple[bytes, bytes]]:  # type: ignore[override]
         """Return all pairs of key and value as a list."""
-        pairs = ((key, self.get(key)) for key in self.iterkeys())
+        pairs: Iterator[tuple[bytes, Any]] = ((key, self.get(key)) for key in self.iterkeys())
         return [pair for pair in pairs if pair[1] is not None]  # None: deleted in between
 
-    def values(self) -> ValuesView[Any]:
+    def values(self) -> ValuesView[bytes]:
         """Return a view of the values."""
         self._open_store()
         return super().values()
@@ -183,7 +208,7 @@ class Database(MutableMapping[Any, Any]):
         self._walk = (self._names(), 0)
         return self._key_at(*self._walk)
 
-    def nextkey(self, key: Any) -> bytes | None:
+    def nextkey(self, key: _Data) -> bytes | None:
         """Return the key that follows `key`, or None.
 
         Notes
@@ -231,7 +256,13 @@ class Database(MutableMapping[Any, Any]):
         except PmshelveError as problem:
             raise_as_dbm_error(problem)
 
-    def update(self, *pairs: Any, **others: Any) -> None:
+    @overload
+    def update(self, pairs: SupportsKeysAndGetItem[_Key, _Data], /, **others: _Data) -> None: ...
+    @overload
+    def update(self, pairs: Iterable[tuple[_Data, _Data]], /, **others: _Data) -> None: ...
+    @overload
+    def update(self, /, **others: _Data) -> None: ...
+    def update(self, /, *pairs: Any, **others: Any) -> None:
         """Store all pairs, given as `dict.update` takes them, in one batch."""
         with self.batch():
             super().update(*pairs, **others)
@@ -320,8 +351,8 @@ def _same(key: Any) -> bytes:
     return key if key.__class__ is bytes else _to_bytes(key, _BAD_KEY)
 
 
-def _decode(key: bytes) -> str:
-    return key.decode("utf-8", "surrogateescape")
+def _decode(key: Any) -> str:
+    return bytes.decode(key, "utf-8", "surrogateescape")
 
 
 def _encode(name: str) -> bytes:

@@ -15,13 +15,16 @@ import os
 import secrets
 import stat
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pmshelve.dbm_compat.database import Database, error, raise_as_dbm_error
 from pmshelve.errors import FormatError, PmshelveError
 from pmshelve.mmapdict import mmapdict
 from pmshelve.mmapdict.frame import COMMIT_OFFSET, HEADER_SIZE, encode_header
 from pmshelve.storage import file as storage
+
+if TYPE_CHECKING:
+    from dbm import _TFlags
 
 __all__ = ["error", "library", "open"]
 
@@ -37,7 +40,7 @@ _FLAG_PROBLEM = (
 _Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
 
-def open(file: _Path, flag: str = "r", mode: int = 0o666) -> Database:
+def open(file: _Path, flag: _TFlags = "r", mode: int = 0o666) -> Database:
     """Open a database.
 
     Parameters
@@ -87,7 +90,7 @@ def parse_flag(flag: object) -> tuple[str, bool]:
     return flag[0], "s" in flag
 
 
-def open_store(file: _Path, letter: str, mode: int, **options: Any) -> mmapdict:
+def open_store(file: _Path, letter: str, mode: int, **options: Any) -> mmapdict[Any]:
     """Open an `mmapdict` as the letter of a dbm flag says.
 
     Parameters

@@ -12,11 +12,16 @@ The pool's root is a dict of bytes to bytes whose class says that it was made he
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from pmshelve.dbm_compat import pools
 from pmshelve.dbm_compat.database import Database, error, raise_as_dbm_error
 from pmshelve.dbm_compat.mmapdict import parse_flag
 from pmshelve.errors import PmshelveError
+
+if TYPE_CHECKING:
+    from dbm import _TFlags
 
 __all__ = ["error", "library", "open"]
 
@@ -26,12 +31,12 @@ library = "pmshelve pmemobj"
 open_flags = "rwcnfsu"
 """The letters `open` takes in `flag`."""
 
-recognizes = pools.recognizes
+recognizes: Callable[[str | bytes], bool] = pools.recognizes
 
 _Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
 
-def open(file: _Path, flag: str = "r", mode: int = 0o666) -> Database:
+def open(file: _Path, flag: _TFlags = "r", mode: int = 0o666) -> Database:
     """Open a database.
 
     Parameters

@@ -52,13 +52,13 @@ __all__ = [
 _Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
 
-class Bytes(PersistentDict):
+class Bytes(PersistentDict[bytes, bytes]):
     """The content of a dbm database: bytes to bytes."""
 
     __slots__ = ()
 
 
-class Objects(PersistentDict):
+class Objects(PersistentDict[str, Any]):
     """The content of a shelf: str to None, bool, int, float, complex or str, or bytes: a pickle."""
 
     __slots__ = ()
@@ -96,8 +96,8 @@ class PoolStore:
     """
 
     def __init__(self, pool: PersistentObjectPool, root: Any) -> None:
-        self.pool = pool
-        self.root = root
+        self.pool: PersistentObjectPool = pool
+        self.root: Any = root
         self.reopen: Callable[[], PersistentObjectPool] | None = None
 
     @property
@@ -242,7 +242,7 @@ def open_store(
         "timeout": timeout,
         "allow_pickle": allow_pickle and face == "native",  # bytes need none
     }
-    flag = letter if letter in "rw" else "c"
+    flag: Any = letter if letter in "rw" else "c"
     pool = PersistentObjectPool(path, flag, mode=mode, **options)
     try:
         root = _root_of(pool, face)

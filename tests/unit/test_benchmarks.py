@@ -206,7 +206,7 @@ def test_the_targets_of_pools_have_a_table_of_their_own():
         result("pmshelve-pool", "set", [14.0], workload="pool-dict", ours=True),
         result("pynvm", "set", [84.0], workload="pool-dict"),
     )
-    rows = {row[0]: row for row in report.target_rows(report.Figures(outcome), pools=True)}
+    rows = {row[0]: row for row in report.target_rows(report.Figures(outcome), group="pool ")}
     row = rows["set of a dict, each a transaction"]
     assert row[1:7] == ["≤ 15", "14", "", "pass", "2.00", "pynvm 84"]
     assert "put, visible to other processes" not in rows
