@@ -59,8 +59,7 @@ def replacing(path: str, *, of: str) -> Iterator[IO[bytes]]:
         if os.path.samefile(path, of):
             raise FileExistsError(errno.EEXIST, "the file that is read is not replaced", path)
         if not os.path.isfile(path):
-            fd = storage.system.open(path, os.O_WRONLY | _CLOEXEC)
-            with os.fdopen(fd, "wb", _BUFFER_SIZE) as device:
+            with storage.open_device(path) as device:
                 yield device
             return
     with _replacing(path) as stream:

@@ -19,7 +19,7 @@ import os
 import stat
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import IO, Any
 
 from pmshelve.errors import NoSpaceError, PmshelveError, StorageError
 
@@ -45,6 +45,7 @@ __all__ = [
     "make_directory",
     "map_file",
     "map_private",
+    "open_device",
     "open_directory",
     "read_at",
     "read_into",
@@ -325,6 +326,11 @@ def datasync(fd: int) -> None:
 def open_directory(path: str) -> int:
     """Return a descriptor of the directory that holds `path`, for `sync_names`."""
     return system.open(os.path.dirname(path) or ".", os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+
+
+def open_device(path: str) -> IO[bytes]:
+    """Return a stream that writes to what is no ordinary file: a pipe, a terminal."""
+    return open(path, "wb")
 
 
 def sync_names(directory: int) -> None:

@@ -242,21 +242,11 @@ class MmapDict(Base):
         text: Any = key
         if key.__class__ is not str or text < "\x01":
             text = encode_key(key)
-        kind = value.__class__
-        parts: Any = value
         try:
-            if kind is bytes:
-                size, parts = len(parts), (parts,)
-            elif kind is list:
-                size = 0
-                for part in parts:
-                    if part.__class__ is not bytes:
-                        parts, size = parts_of(value)
-                        break
-                    size += len(part)
-            else:
+            data = _join_small(value) if value.__class__ is list else None
+            if data is None:
                 parts, size = parts_of(value)
-            data = b"".join(parts) if size <= SMALL_MAX else Chunks(parts, size)
+                data = b"".join(parts) if size <= SMALL_MAX else Chunks(parts, size)
             try:
                 self._store[text] = data
             except NoSpaceError:
@@ -406,6 +396,20 @@ class MmapDict(Base):
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"{len(self)} elements"
         return f"<{type(self).__name__}: {self.path}, {state}>"
+
+
+def _join_small(value: Any) -> Any:
+    """Return the bytes of a list of buffers; None where these are not of the usual kinds, or many."""
+    size = 0
+    for part in value:
+        kind = part.__class__
+        if kind is bytes:
+            size += len(part)
+        elif kind is memoryview and part.itemsize == 1 and part.c_contiguous:
+            size += part.nbytes
+        else:
+            return None
+    return b"".join(value) if size <= SMALL_MAX else None
 
 
 def _is_replaceable(log: Any) -> bool:
