@@ -146,7 +146,7 @@ def run(case: Scenario, tmp_path: Path, states_max: int, seed: int) -> int:
 def test_every_cut(
     case: Scenario, tmp_path: Path, profile: Any, count_states: Callable[[int], None]
 ):
-    count_states(run(case, tmp_path, 100 * profile.factor, seed=1))
+    count_states(run(case, tmp_path, 50 * profile.factor, seed=1))
 
 
 def random_steps(rng: random.Random) -> list[Step]:
@@ -176,5 +176,5 @@ def test_every_cut_of_random_histories(
         home = tmp_path / str(seed)
         home.mkdir()
         case = scenario(f"random {seed}", *random_steps(random.Random(seed)))
-        count += run(case, home, 80, seed)
+        count += run(case, home, 40, seed)
     count_states(count)
