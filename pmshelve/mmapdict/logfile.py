@@ -203,6 +203,8 @@ class Log(OpenFile):
         """Step 4: turn an entry off.  (Its REDUCE goes second: L8 keeps both in one sector.)"""
         offset, reduces, size = old
         m = self.map
+        if self.buries and self.exclusive and self.loose_from <= offset not in self.shadows:
+            flag = DEAD  # its successor may be buried first, and must not be missed then
         if self.cold <= offset < len(m):
             m[offset] = flag
             if reduces:
@@ -385,7 +387,7 @@ class Log(OpenFile):
         m = self.map
         for old in olds:
             offset, reduces, size = old
-            if not self.cold <= offset < len(m) or reduces or self.dead_size is None:
+            if not self.cold <= offset < len(m) or reduces or self.dead_size is None or self.buries:
                 self.retire(old, REPLACED)
             else:
                 m[offset] = REPLACED

@@ -363,7 +363,7 @@ class mmapdict(Session, MutableMapping[str, V]):  # noqa: N801 (the name is mmap
             if entry is not None:
                 known.disordered = True
             if log.exclusive and (old is not None or self._views.ended):
-                self._give_back(old)
+                self._give_back(old, replaced=True)
             fresh = known.fresh = known.fresh + 1
             if fresh >= known.limit:
                 self._write_checkpoint(index.MERGE_MAX)

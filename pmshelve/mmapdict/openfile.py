@@ -52,6 +52,9 @@ MAP_SIZE_MIN = 1 << 16
 RESERVE_SIZE_MIN = 1 << 16
 RESERVE_SIZE_MAX = 1 << 20
 """Bytes that an exclusive store reserves ahead of its end: as many as there are, within these."""
+ZEROS_SIZE = 1 << 17
+"""Zeros written at once.  The system keeps the pages of one write together, and goes through all of
+them when one byte there is written later."""
 COUNT_MAX = 1 << 62
 """From here on a count is unknown, or not sound."""
 BOOT_UNKNOWN = b"\xff" * 16
@@ -91,6 +94,10 @@ class OpenFile:
     cold
         Offset before which the map is not touched (its first page excepted), so that the file's
         pages do not stay in this process's memory: see `cool`.  0: all of it is used.
+    buries
+        Whether neighbouring dead entries become one while it is held exclusively (see `runs`).
+    shadows
+        Then: flag of a live entry, to that of an older one of its key that is marked as replaced.
     cools
         Whether `cool` is called now and then.
     """
@@ -124,7 +131,8 @@ class OpenFile:
         self.reserved = 0
         self._reserve_from = 0
         self.cold = 0
-        self.cools = False
+        self.cools = self.buries = False
+        self.shadows: dict[int, int] = {}
         self.ready = writable and file is None
         self.closed = False
         self.failed = False
@@ -229,7 +237,8 @@ class OpenFile:
         target = align_up(max(needed, start) + step, PAGE_SIZE)
         try:
             disk.allocate(self.fd, start, target - start)
-            disk.write_at(self.fd, bytes(target - start), start)
+            for offset in range(start, target, ZEROS_SIZE):
+                disk.write_at(self.fd, bytes(min(ZEROS_SIZE, target - offset)), offset)
             if target > len(self.map):
                 self.remap(target)
         except OSError:

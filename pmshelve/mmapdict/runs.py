@@ -15,9 +15,14 @@ that.  In this order, each a store of at most 8 bytes, so that a kill in between
     B5  the hole
 
 A dead entry says no more than that its key was not there at its place.  The ones that vanish said so
-of keys whose older entries are dead as well.  A power cut may lose the flags of those, though, and
-these steps may reach the disk in part; so only entries that no sync has made durable are buried, of
-which a power cut may take what it likes.  Nor are those that a checkpoint points at.
+of keys whose older entries are dead as well.  Those must not be marked as replaced, for that means
+that a newer one was lost.  So an entry that is replaced is marked as dead at once, unless there is one
+of its key that a sync has made durable: then it is marked as replaced, is not buried, and marked as
+dead when its successor dies (`OpenFile.shadows`).
+
+A power cut may lose the flags of older entries, and these steps may reach the disk in part; so only
+entries that no sync has made durable are buried, of which a power cut may take what it likes.  Nor are
+those that a checkpoint points at.
 """
 
 from __future__ import annotations
@@ -27,6 +32,7 @@ from typing import TYPE_CHECKING
 
 from pmshelve.mmapdict.frame import HEAD_SIZE, KEY_MARKER, TRAILER_SIZE
 from pmshelve.mmapdict.scan import read_long_key
+from pmshelve.storage import file as disk
 from pmshelve.storage.binary import PAGE_SIZE, U64
 
 if TYPE_CHECKING:
@@ -54,13 +60,14 @@ class Runs:
         Of the store; its lock is held whenever this is used.
     """
 
-    __slots__ = ("_by_start", "_by_stop", "_log", "_views")
+    __slots__ = ("_by_start", "_by_stop", "_kept", "_log", "_views")
 
     def __init__(self, log: Log, views: Views) -> None:
         self._log = log
         self._views = views
         self._by_start: dict[int, tuple[int, int]] = {}
         self._by_stop: dict[int, int] = {}
+        self._kept: set[int] = set()
 
     def __len__(self) -> int:
         return len(self._by_start)
@@ -69,6 +76,30 @@ class Runs:
         """Start anew: the file's content is another."""
         self._by_start.clear()
         self._by_stop.clear()
+        self._kept.clear()
+        self._log.shadows.clear()
+
+    def pass_on(self, flag: int, successor: int) -> None:
+        """Note that the entry with a flag at `flag` is dead, before it may be buried.
+
+        Parameters
+        ----------
+        successor
+            Where the flag of the entry is that has replaced it; 0: it was deleted.
+        """
+        log = self._log
+        older = log.shadows.pop(flag, 0) if log.shadows else 0
+        if successor and (older or flag < log.loose_from):
+            # It is marked as replaced itself, and stays where it is for as long as that matters.
+            self._kept.add(flag)
+            log.shadows[successor] = flag
+        elif older:
+            try:
+                log.poke(older, b"0")
+            except OSError as error:
+                log.fail()
+                problem = "an entry could not be turned off"
+                raise disk.storage_error(error, problem, log.name) from error
 
     def add(self, start: int, stop: int, gain: int) -> None:
         """Note that the entry from `start` to `stop` is dead; bury its run if that is due.
@@ -78,6 +109,8 @@ class Runs:
         gain
             Bytes of it that still have disk blocks.
         """
+        if stop - 2 in self._kept:
+            return
         by_start, by_stop = self._by_start, self._by_stop
         before = by_stop.pop(start, None)
         if before is not None:

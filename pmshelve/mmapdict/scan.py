@@ -365,12 +365,15 @@ def find_foreign_fault(read: Read, entry: Entry) -> str | None:
 
 
 def _holds_entries(read: Read, entry: Entry) -> bool:
-    """Whether complete dead entries stand behind an entry's value: a run that was being buried."""
+    """Whether sound dead entries stand behind an entry's value: a run that was being buried."""
     window = read(entry.value, min(entry.value + CHUNK_SIZE, entry.end))
     at = window.find(b"\x95", TRAILER_SIZE)
     while at >= 0:
-        if _is_dead_trailer(window[at - TRAILER_SIZE : at]) and _are_dead_entries(
-            read, entry.value + at, entry.end
+        trailer = at - TRAILER_SIZE
+        if (
+            _is_dead_trailer(window[trailer:at])
+            and find_fault(read, entry.value, entry.value + trailer) is None
+            and _are_dead_entries(read, entry.value + at, entry.end)
         ):
             return True
         at = window.find(b"\x95", at + 1)
@@ -378,13 +381,17 @@ def _holds_entries(read: Read, entry: Entry) -> bool:
 
 
 def _are_dead_entries(read: Read, start: int, stop: int) -> bool:
-    """Whether nothing but dead entries lies between two offsets."""
+    """Whether nothing but sound dead entries lies between two offsets."""
     while start < stop:
         try:
             entry = read_entry(read, start, stop)
+            if entry.flag == frame.LIVE:
+                return False
+            if entry.own:
+                Scan(read, start, stop).verify(entry)
+            elif find_foreign_fault(read, entry) is not None:
+                return False
         except Irregular:
-            return False
-        if entry.flag == frame.LIVE:
             return False
         start = entry.end
     return start == stop

@@ -589,20 +589,27 @@ class Session:
         start, blob = layout.blobs[0]
         return log.tail - 2, start, start + blob.size, decode_chunks, tail, True
 
-    def _give_back(self, old: Old | None) -> None:
+    def _give_back(self, old: Old | None, *, replaced: bool = False) -> None:
         """Give the disk blocks of a dead entry back, if nobody older sees it.
 
         Those of a large one by itself; a small one's with those of its neighbours.
+
+        Parameters
+        ----------
+        replaced
+            The last entry of the file is its successor.
         """
-        if self._views.ended:
-            self._views.settle()
+        views = self._views
+        if views.ended:
+            views.settle()
         if old is None:
             return
         flag, _reduces, size = old
-        log = self._log
+        log, runs = self._log, views.runs
         offset = flag + 2 - size
+        if runs is not None:
+            runs.pass_on(flag, log.tail - 2 if replaced else 0)
         if size < PUNCH_SIZE_MIN:
-            runs = self._views.runs
             if runs is not None and offset >= log.loose_from:
                 runs.add(offset, flag + 2, size)
             return
@@ -613,8 +620,8 @@ class Session:
             log.datasync()
         entry = read_entry(log.read, offset, log.tail)
         stop = entry.end - frame.TRAILER_SIZE
-        self._views.doom(offset, entry.end, list(frame.walk(log.read, entry.value, stop)))
-        self._views.join_parted()
+        views.doom(offset, entry.end, list(frame.walk(log.read, entry.value, stop)))
+        views.join_parted()
 
     def _write_checkpoint(self, limit: int | None) -> None:
         try:
@@ -645,6 +652,11 @@ class Session:
                     entries.pop(key, None)
         self._index.disordered = True
         if self._log.exclusive:
+            log = self._log
+            if log.shadows or any(old[0] < log.loose_from for old in batch.olds):
+                # Which of the batch's entries is whose successor is not known here.
+                log.loose_from = log.tail
+                log.shadows.clear()
             for old in batch.olds:
                 self._give_back(old)
         known = self._index

@@ -66,7 +66,8 @@ class Views:
         self.allow_pickle = allow_pickle
         self.keep_pickles = False
         # Where views are slices of the shared map, small values keep their place for them.
-        self.runs = Runs(log, self) if mmap_mode in ("c", None) and not log.synced else None
+        log.buries = mmap_mode in ("c", None) and not log.synced
+        self.runs = Runs(log, self) if log.buries else None
         self.forget()
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from pmshelve.mmapdict.picklers.chunks import Chunks
 from tests.crash.scenarios import opener
 from tests.support.crashlab import Scenario, attack, record
 from tests.support.history import Step, Value, with_items
-from tests.support.steps import Holder, close, delete, open_, put, reopen, sync
+from tests.support.steps import Holder, batch, close, delete, open_, put, reopen, sync
 
 BURY_EARLY = (("pmshelve.mmapdict.runs.GAIN_MIN", 300), ("pmshelve.mmapdict.runs.GAIN_MAX", 600))
 
@@ -112,6 +113,34 @@ def scenarios() -> list[Scenario]:
             *(delete(f"n{number}") for number in range(3)),
         ),
         scenario(
+            "replaced after a sync",
+            *neighbours(3, 200),
+            sync(),
+            put("k1", b"second" * 40),
+            *(put(f"n{number}", b"n" * 200) for number in range(3)),
+            put("k1", b"third" * 40),
+            delete("n0"),
+            delete("n1"),
+            put("k1", b"fourth" * 40),
+            delete("n2"),
+            delete("k1"),
+            put("k0", b"other" * 40),
+            put("last", b"l" * 300),
+            delete("last"),
+            delete("k0"),
+        ),
+        scenario(
+            "in batches",
+            *neighbours(4, 200),
+            sync(),
+            batch({"k1": b"b" * 200, "n1": b"c" * 200, "n2": b"d" * 200}, gone=("k2",)),
+            put("n1", b"e" * 200),
+            batch({"n1": b"f" * 200, "k1": b"g" * 100}, gone=("n2", "k0")),
+            delete("k1"),
+            put("k3", b"h" * 300),
+            delete("n1"),
+        ),
+        scenario(
             "large ones among them",
             put("a", b"a" * 200),
             put_chunks("large", (b"x" * 30_000, b"", b"y" * 40_000)),
@@ -157,10 +186,10 @@ def random_steps(rng: random.Random) -> list[Step]:
         kind = rng.random()
         if present and kind < 0.45:
             steps.append(delete(present.pop(rng.randrange(len(present)))))
-        elif kind < 0.5:
-            steps.append(rng.choice([sync, reopen])())
+        elif kind < 0.52:
+            steps.append(rng.choice([sync, sync, reopen])())
         else:
-            key = rng.choice(present) if present and kind < 0.65 else f"key {number}"
+            key = rng.choice(present) if present and kind < 0.75 else f"key {number}"
             if key not in present:
                 present.append(key)
             steps.append(put(key, bytes([number]) * rng.choice([1, 60, 200, 700])))
@@ -171,10 +200,10 @@ def random_steps(rng: random.Random) -> list[Step]:
 def test_every_cut_of_random_histories(
     number: int, tmp_path: Path, profile: Any, count_states: Callable[[int], None]
 ):
-    count = 0
+    count, first = 0, int(os.environ.get("PMSHELVE_SEED", "0"))
     for seed in range(number, number + 2 * profile.factor, 2):
         home = tmp_path / str(seed)
         home.mkdir()
-        case = scenario(f"random {seed}", *random_steps(random.Random(seed)))
+        case = scenario(f"random {seed}", *random_steps(random.Random(first + seed)))
         count += run(case, home, 40, seed)
     count_states(count)
