@@ -23,7 +23,7 @@ from typing import Any
 
 from pmshelve.errors import FormatError, UnsupportedTypeError
 
-__all__ = ["Key", "decode_key", "encode_key"]
+__all__ = ["Key", "decode_key", "encode_key", "text_of"]
 
 Key = str | bytes | int | float | None | tuple["Key", ...]
 """What can be a key; `bool` is an `int`."""
@@ -68,6 +68,20 @@ def encode_key(key: Key) -> str:
             return "\0" + ascii(key)
     write = _WRITERS.get(key.__class__)
     return encode_key(_plain(key)) if write is None else "\0" + write(key)
+
+
+def text_of(key: Key) -> str:
+    """Return the text of a key that is looked for.
+
+    Raises
+    ------
+    KeyError
+        Nothing of its type is ever stored.
+    """
+    try:
+        return encode_key(key)
+    except UnsupportedTypeError:
+        raise KeyError(key) from None
 
 
 def _literal(key: Any) -> str:

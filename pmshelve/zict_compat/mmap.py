@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 try:
     from zict.common import ZictBase
@@ -26,13 +26,7 @@ except ImportError as error:
         "MmapDict needs zict, which is not installed: pip install pmshelve[zict]"
     ) from error
 
-from pmshelve.errors import (
-    ClosedError,
-    FormatError,
-    NoSpaceError,
-    PmshelveError,
-    UnsupportedTypeError,
-)
+from pmshelve.errors import FormatError, NoSpaceError, PmshelveError, UnsupportedTypeError
 from pmshelve.mmapdict import mmapdict, vacuum
 from pmshelve.mmapdict.picklers import ArrayPickler, GenericPickler, MaskedArrayPickler
 from pmshelve.mmapdict.picklers.chunks import Chunks, decode_chunks
@@ -40,8 +34,8 @@ from pmshelve.mmapdict.session import ABSENT
 from pmshelve.storage import file as disk
 from pmshelve.storage.binary import PAGE_SIZE
 from pmshelve.zict_compat import sharing
-from pmshelve.zict_compat.keys import Key, decode_key, encode_key
-from pmshelve.zict_compat.parts import Value, parts_of
+from pmshelve.zict_compat.keys import Key, decode_key, encode_key, text_of
+from pmshelve.zict_compat.parts import Value, join_small, parts_of
 
 if TYPE_CHECKING:
     from pmshelve.mmapdict import Stats
@@ -190,7 +184,7 @@ class MmapDict(Base):
         """Return the value of `key` in memory of the caller's own."""
         text: Any = key
         if key.__class__ is not str or text < "\x01":
-            text = _text(key)
+            text = text_of(key)
         log = self._log
         m = log.map  # first: where another thread replaces the file, it is gone before the file is
         entries = self._entries
@@ -243,7 +237,7 @@ class MmapDict(Base):
         if key.__class__ is not str or text < "\x01":
             text = encode_key(key)
         try:
-            data = _join_small(value) if value.__class__ is list else None
+            data: Any = join_small(value, SMALL_MAX) if value.__class__ is list else None
             if data is None:
                 parts, size = parts_of(value)
                 data = b"".join(parts) if size <= SMALL_MAX else Chunks(parts, size)
@@ -264,7 +258,7 @@ class MmapDict(Base):
         """Delete `key`."""
         text: Any = key
         if key.__class__ is not str or text < "\x01":
-            text = _text(key)
+            text = text_of(key)
         try:
             del self._store[text]
         except KeyError:
@@ -390,7 +384,7 @@ class MmapDict(Base):
         shared = getattr(self, "_shared", None)
         if shared is not None:
             self._shared = None
-            self._store = self._log = self._entries = self._views = _Closed(self.path)
+            self._store = self._log = self._entries = self._views = sharing.Closed(self.path)
             sharing.release(shared)
 
     def __repr__(self) -> str:
@@ -398,47 +392,6 @@ class MmapDict(Base):
         return f"<{type(self).__name__}: {self.path}, {state}>"
 
 
-def _join_small(value: Any) -> Any:
-    """Return the bytes of a list of buffers; None where these are not of the usual kinds, or many."""
-    size = 0
-    for part in value:
-        kind = part.__class__
-        if kind is bytes:
-            size += len(part)
-        elif kind is memoryview and part.itemsize == 1 and part.c_contiguous:
-            size += part.nbytes
-        else:
-            return None
-    return b"".join(value) if size <= SMALL_MAX else None
-
-
 def _is_replaceable(log: Any) -> bool:
     """Whether a vacuum can put a new file in the place of the old one."""
     return os.fstat(log.fd).st_nlink == 1 and os.access(os.path.dirname(log.path), os.W_OK)
-
-
-class _Closed:
-    """Stands for the store of a mapping that was closed."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-
-    def _refuse(self, *_: object) -> NoReturn:
-        raise ClosedError("the store is closed", self._path, hint="open it again")
-
-    __getattr__ = __getitem__ = __setitem__ = __delitem__ = __iter__ = __len__ = _refuse
-    __contains__ = _refuse
-
-
-def _text(key: Key) -> str:
-    """Return the text of a key that is looked for.
-
-    Raises
-    ------
-    KeyError
-        Nothing of its type is ever stored.
-    """
-    try:
-        return encode_key(key)
-    except UnsupportedTypeError:
-        raise KeyError(key) from None

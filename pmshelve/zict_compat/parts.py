@@ -11,7 +11,7 @@ from pmshelve.errors import UnsupportedTypeError
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["Value", "parts_of"]
+__all__ = ["Value", "join_small", "parts_of"]
 
 Value: TypeAlias = Union["Buffer", Sequence["Buffer"]]
 """What can be a value."""
@@ -75,3 +75,17 @@ def _flat(part: Any) -> memoryview:
             "a value must be a buffer (bytes, bytearray, memoryview, an array) or a list of "
             f"buffers, not {kind.__module__}.{kind.__qualname__}: {error}"
         ) from error
+
+
+def join_small(value: Any, size_max: int) -> bytes | None:
+    """Return the bytes of a list of buffers; None where these are not of the usual kinds, or many."""
+    size = 0
+    for part in value:
+        kind = part.__class__
+        if kind is bytes:
+            size += len(part)
+        elif kind is memoryview and part.itemsize == 1 and part.c_contiguous:
+            size += part.nbytes
+        else:
+            return None
+    return b"".join(value) if size <= size_max else None

@@ -10,13 +10,13 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
-from pmshelve.errors import StateError
+from pmshelve.errors import ClosedError, StateError
 from pmshelve.mmapdict import mmapdict
 from pmshelve.storage import file as disk
 
-__all__ = ["Shared", "acquire", "release"]
+__all__ = ["Closed", "Shared", "acquire", "release"]
 
 
 class Shared:
@@ -52,6 +52,19 @@ class Shared:
         log = store._log  # noqa: SLF001 (a part of the package)
         # A child of a fork opens it anew; and others may have replaced it, which the store follows.
         return log.fd < 0 or not self.exclusive or disk.is_named(log.fd, self.path) is True
+
+
+class Closed:
+    """Stands for the store of a mapping that was closed."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def _refuse(self, *_: object) -> NoReturn:
+        raise ClosedError("the store is closed", self._path, hint="open it again")
+
+    __getattr__ = __getitem__ = __setitem__ = __delitem__ = __iter__ = __len__ = _refuse
+    __contains__ = _refuse
 
 
 _shared: dict[str, Shared] = {}
