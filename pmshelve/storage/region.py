@@ -13,6 +13,7 @@ writing next cuts it back too.
 from __future__ import annotations
 
 import functools
+import gc
 import mmap
 import sys
 from collections.abc import Iterable
@@ -59,12 +60,17 @@ def map_region(fd: int, size: int, reserve: int, end: int) -> Any:
     OSError
         Not even the file itself could be mapped.
     """
+    is_first = True
     while reserve > size:
         try:
             return _map_longer(fd, end, reserve)
         except (OSError, OverflowError, ValueError):
             # No such long files, no memory, a limit of the process, a system of 32 bits: it is
-            # all the same.
+            # all the same.  But a hundred maps as long as this may wait to be collected.
+            if is_first:
+                is_first = False
+                gc.collect()
+                continue
             reserve = reserve // 2 // mmap.PAGESIZE * mmap.PAGESIZE
     return disk.map_private(fd, size)
 

@@ -141,3 +141,8 @@ def run_isolated(
     if done.returncode:
         raise AssertionError(done.stderr.decode(errors="replace"))
     return done.stdout
+
+
+def unmeasured() -> dict[str, str]:
+    """Return an environment for processes that get signals: a tracer's own lock may be held then."""
+    return {key: value for key, value in os.environ.items() if not key.startswith("COVERAGE_")}

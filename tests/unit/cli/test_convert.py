@@ -20,7 +20,7 @@ from pmshelve.convert.pickles import premake
 from pmshelve.dbm_compat import mmapdict as our_dbm
 from pmshelve.mmapdict import mmapdict
 from tests.support.moving import ARRAYS, OBJECTS, assert_shelf, make_dbm, make_shelf
-from tests.support.processes import ROOT
+from tests.support.processes import ROOT, unmeasured
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -188,6 +188,7 @@ def test_ctrl_c_for_real(run: Run, tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "pmshelve", "convert", tmp_path / "old", tmp_path / "new"],
         cwd=ROOT,
+        env=unmeasured(),
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )

@@ -26,6 +26,7 @@ from pmshelve.storage import file as storage
 from pmshelve.storage import progress
 from pmshelve.storage.progress import Progress
 from tests.support.pools import assert_sound
+from tests.support.processes import unmeasured
 
 COUNT = 200_000
 """Entries that take some seconds to check and some tenths of one to vacuum."""
@@ -75,14 +76,19 @@ def interrupted(path: Path, delay: float, *arguments: str) -> tuple[int, str]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         cwd=path.parent,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        env={**unmeasured(), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )
     deadline = time.monotonic() + 20
     while not is_at_work(process.pid, path) and time.monotonic() < deadline:
         time.sleep(0.001)
     time.sleep(delay)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    try:
+        _, err = process.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        raise
     # Where the signal comes while Python runs code of a string (a dataclass is being made), it ends
     # itself by that signal at last, whatever the exit code; to a shell that is 130 too.
     code = 130 if process.returncode == -signal.SIGINT else process.returncode
@@ -141,7 +147,7 @@ def slowed(path: Path, pause: float, delay: float, *arguments: str) -> tuple[int
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         cwd=path.parent,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        env={**unmeasured(), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )
     assert process.stderr is not None
     assert process.stderr.readline() == b"working\n"
