@@ -381,7 +381,8 @@ def test_the_reservation_is_halved_until_the_system_agrees(path: str, monkeypatc
     monkeypatch.setattr(system, "ftruncate", truncate)
     raw = rawpool.open(path)
     assert len(raw.memory.map) == 1 << 22
-    assert len(refused) == 18
+    assert refused[0] == refused[1]  # once more when the garbage was collected
+    assert len(set(refused)) == len(refused) - 1 == 18
     raw.close()
     assert os.path.getsize(path) == 65536
 
