@@ -21,7 +21,7 @@ except ImportError as error:
 from pmshelve.errors import UnsupportedTypeError
 from pmshelve.pmemobj.layout import MIN_POOL_SIZE
 from pmshelve.zict_compat import pmemstore
-from pmshelve.zict_compat.keys import Key, decode_key, encode_key
+from pmshelve.zict_compat.keys import Key, decode_key, encode_key, text_of
 from pmshelve.zict_compat.parts import Value, parts_of
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ class PmemDict(Base):
     # One key ----------------------------------------------------------------------------------
 
     def __getitem__(self, key: Key) -> Buffer:
-        value = self._store.get(_text(key))
+        value = self._store.get(text_of(key))
         if value is None:
             raise KeyError(key)
         return value
@@ -145,7 +145,7 @@ class PmemDict(Base):
         self._store.set(text, *parts_of(value))
 
     def __delitem__(self, key: Key) -> None:
-        if not self._store.delete(_text(key)):
+        if not self._store.delete(text_of(key)):
             raise KeyError(key)
 
     def __contains__(self, key: object) -> bool:
@@ -207,17 +207,3 @@ class PmemDict(Base):
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"{len(self)} elements"
         return f"<{type(self).__name__}: {self.path}, {state}>"
-
-
-def _text(key: Key) -> str:
-    """Return the text of a key that is looked for.
-
-    Raises
-    ------
-    KeyError
-        Nothing of its type is ever stored.
-    """
-    try:
-        return encode_key(key)
-    except UnsupportedTypeError:
-        raise KeyError(key) from None
